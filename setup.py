@@ -35,6 +35,7 @@ setup(
     package_data={cfg["lib_path"]: ["configs/*.yaml", "frozen/*.json", "schemas/*.json"]},
     install_requires=lines("requirements"),
     extras_require={k.removesuffix("_requirements"): lines(k) for k in cfg if k.endswith("_requirements")},
-    entry_points={"console_scripts": lines("console_scripts")},
+    # the second: where nbdev, in this project and in others, looks up the pages that names link to
+    entry_points={"console_scripts": lines("console_scripts"), "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     cmdclass={"build_py": BuildWithJobs},
 )

@@ -1,0 +1,129 @@
+"The wheel: it carries its data, needs nothing of the notebook tools, and works where only its requirements are installed."
+import configparser
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+ini = configparser.ConfigParser(delimiters=["="], interpolation=None)
+ini.read(ROOT/"settings.ini", encoding="utf-8")
+SETTINGS = ini["DEFAULT"]
+TOOLS = {"nbdev", "fastcore", "execnb", "ghapi", "pytest", "hypothesis", "ruff", "smalldocs"}
+IMPORT_ALL = """
+import importlib, importlib.util, pkgutil, sys, causal_meta
+names = [m.name for m in pkgutil.walk_packages(causal_meta.__path__, "causal_meta.") if "._" not in m.name]
+for name in names: importlib.import_module(name)
+tools = [t for t in sys.argv[1].split(",") if importlib.util.find_spec(t)]
+assert not tools, f"not bare: {tools}"
+print(causal_meta.__version__, causal_meta.__file__, *names)
+"""
+
+
+def run(*command, **kwargs) -> str:
+    "The output of a command; if it fails, so does the test, with all it said."
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=900, **kwargs)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    "The wheel, built from a copy of the files that git knows or would add."
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    for name in run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines():
+        if not (ROOT/name).is_file(): continue
+        (tree/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/name, tree/name)
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, tree)
+    return next(out.glob("*.whl"))
+
+
+def closure(requirements: list[str], extra: str = "") -> set[str]:
+    "The distributions that some requirements need, and those that these need, as installed here."
+    found: set[str] = set()
+    todo = [(Requirement(r), extra) for r in requirements]
+    while todo:
+        need, extra = todo.pop()
+        if need.marker and not need.marker.evaluate({"extra": extra}): continue
+        name = canonicalize_name(need.name)
+        if name in found and not need.extras: continue
+        found.add(name)
+        needs = importlib.metadata.requires(name) or []
+        todo += [(Requirement(r), e) for r in needs for e in ("", *need.extras)]
+    return found
+
+
+def link(names: set[str], to: Path) -> None:
+    "Put links to the files of some distributions into a folder of packages."
+    for name in names:
+        distribution = importlib.metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            if not (to/top).exists(): (to/top).symlink_to(distribution.locate_file(top))
+
+
+@pytest.fixture(scope="session")
+def bare(wheel, tmp_path_factory) -> Path:
+    "The bin folder of an environment with the wheel and exactly what it requires, linked from the environment of the tests."
+    env = tmp_path_factory.mktemp("bare")
+    run(sys.executable, "-m", "venv", "--without-pip", env)
+    site = Path(run(env/"bin/python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    with zipfile.ZipFile(wheel) as z: metadata = z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode()
+    link(closure(re.findall(r"^Requires-Dist: (.*)$", metadata, re.M)), site)
+    run(sys.executable, "-m", "pip", "--python", env/"bin/python", "install", "-q", "--no-deps", "--no-index", wheel)
+    return env/"bin"
+
+
+def test_the_wheel_carries_its_data(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, pattern in (("configs", "*.yaml"), ("frozen", "*.json"), ("schemas", "*.json")):
+        wanted = {f"causal_meta/{folder}/{p.name}" for p in (ROOT/"causal_meta"/folder).glob(pattern)}
+        assert wanted and wanted <= names
+    jobs = {f"causal_meta/jobs/{p.name}" for p in (ROOT/"nbs/jobs").glob("*.ipynb")}
+    assert jobs and jobs == {n for n in names if n.startswith("causal_meta/jobs/")}
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT/"causal_meta").rglob("*.py")}
+    assert modules <= names
+    assert not [n for n in names if not n.startswith("causal_meta")]
+
+
+def test_everything_imports_where_only_the_requirements_are(bare):
+    version, where, *modules = run(bare/"python", "-I", "-c", IMPORT_ALL, ",".join(TOOLS)).split()
+    assert version == SETTINGS["version"]
+    assert str(ROOT) not in where and len(modules) > 10
+
+
+def test_the_command_works_there(bare, tmp_path):
+    assert "Usage: causal-meta" in run(bare/"causal-meta", "--help", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_ini_is_the_only_place_of_the_version():
+    import causal_meta
+    assert causal_meta.__version__ == SETTINGS["version"] == importlib.metadata.version("causal_meta")
+    assert f'version: {SETTINGS["version"]}' in (ROOT/"CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_import_is_light():
+    "`import causal_meta` brings neither torch nor a notebook tool."
+    heavy = {"torch", "pandas", "matplotlib", "papermill", "IPython"} | TOOLS
+    loaded = set(run(sys.executable, "-c", "import causal_meta, sys; print(*{m.split('.')[0] for m in sys.modules})").split())
+    assert not loaded & heavy
+
+
+@pytest.mark.slow
+def test_installed_by_pip_it_runs_the_smoke_job(wheel, tmp_path):
+    "As a user: a new environment, torch, the wheel with what it requires, and the smallest job in an empty folder."
+    run(sys.executable, "-m", "venv", tmp_path/"env")
+    run(tmp_path/"env/bin/pip", "install", "-q", SETTINGS["torch_default"])
+    run(tmp_path/"env/bin/pip", "install", "-q", wheel)
+    run(tmp_path/"env/bin/python", "-I", "-c", IMPORT_ALL, ",".join(TOOLS))
+    (tmp_path/"here").mkdir()
+    run(tmp_path/"env/bin/causal-meta", "run", "smoke_test", cwd=tmp_path/"here")
+    assert (tmp_path/"here/experiments/smoke_test/results/metrics_summary.json").is_file()
