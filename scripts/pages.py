@@ -63,14 +63,14 @@ def fenced(text: str, language: str = "") -> str:
     return f"```{language}\n{text.rstrip()}\n```"
 
 
-def output(out: dict, pictures: dict[str, bytes]) -> str:
-    "One saved output as Markdown; a picture is added to `pictures` under the path that is linked."
+def output(out: dict, alt: str, pictures: dict[str, bytes]) -> str:
+    "One saved output as Markdown; a picture is described by `alt`, and added to `pictures` under the path that is linked."
     if out["output_type"] == "stream": return fenced("".join(out["text"]))
     data = out.get("data", {})
     if "image/png" in data:
         path = f"nbs/images/index_{len(pictures) + 1}.png"
         pictures[path] = base64.b64decode("".join(data["image/png"]))
-        return f"![]({path})"
+        return f"![{alt}]({path})"
     if "text/markdown" in data: return relative_links("".join(data["text/markdown"]))
     return fenced("".join(data.get("text/plain", "")))
 
@@ -83,11 +83,13 @@ def readme() -> tuple[str, dict[str, bytes]]:
         if cell["cell_type"] == "markdown": parts.append(relative_links(source))
         if cell["cell_type"] != "code": continue
         lines = source.splitlines()
-        directives = {line.removeprefix("#|").strip() for line in lines if line.startswith("#|")}
-        if directives & {"hide", "include: false"}: continue
+        directives = dict((line.removeprefix("#|").strip().split(": ", 1) + [""])[:2] for line in lines if line.startswith("#|"))
+        if "hide" in directives or directives.get("include") == "false": continue
         code = "\n".join(line for line in lines if not line.startswith("#|")).strip()
-        if code and "echo: false" not in directives: parts.append(fenced(code, "python"))
-        parts += [output(out, pictures) for out in cell.get("outputs", [])]
+        if code and directives.get("echo") != "false":
+            follows_code = parts[-1].startswith("```python")  # cells with nothing between them are one block
+            parts.append(fenced(parts.pop()[len("```python\n"):-len("\n```")] + "\n" + code if follows_code else code, "python"))
+        parts += [output(out, directives.get("fig-alt", "").strip('"'), pictures) for out in cell.get("outputs", [])]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n", pictures
 
 
