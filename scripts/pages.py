@@ -11,15 +11,17 @@ from pathlib import Path
 
 NBS = Path("nbs")
 # The sections of the site in reading order; a folder that is not here comes last, under its own name.
-SECTIONS = {".": "The whole", "datasets": "Datasets", "models": "Models", "metrics": "Metrics", "runners": "Runners",
+SECTIONS = {".": "Pipeline and commands", "datasets": "Datasets", "models": "Models", "metrics": "Metrics", "runners": "Runners",
             "analysis": "Analysis", "jobs": "Jobs and reports", "tutorials": "Tutorials", "explanations": "Explanations"}
+STAGES = ["pre_training", "inference", "evaluation", "report"]  # pages without a number that have an order
 HEADER = "<!-- Made from nbs/index.ipynb by scripts/prepare: edit the notebook, not this file. -->\n"
 
 
 def notebooks() -> list[Path]:
     "Every notebook that is a page, relative to nbs/, in the order of its number."
     found = [p.relative_to(NBS) for p in NBS.rglob("*.ipynb")]
-    return sorted(p for p in found if not any(part[0] in "._" for part in p.parts))
+    order = lambda p: (p.parent.as_posix(), STAGES.index(p.stem) if p.stem in STAGES else len(STAGES), p.name)
+    return sorted((p for p in found if not any(part[0] in "._" for part in p.parts)), key=order)
 
 
 def split_title(path: Path) -> None:

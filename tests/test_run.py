@@ -1,0 +1,83 @@
+"The main job, end to end through the command line: what it leaves behind, and that doing it again changes nothing."
+import json
+import re
+from importlib.resources import files
+
+import jsonschema
+import pytest
+
+QUICK = ["--set", "pre_training.steps=4", "--set", "pre_training.validate_every=2", "--set", "pre_training.checkpoint_every=2"]
+
+
+def schema(name):
+    return json.loads((files("causal_meta")/"schemas"/f"{name}.schema.json").read_text())
+
+
+def results(run):
+    "Raw results without timings, and the summary; both checked against their schemas."
+    raw, summary = (json.loads((run/"results"/f"{name}.json").read_text()) for name in ("metrics_raw", "metrics_summary"))
+    jsonschema.validate(raw, schema("metrics_raw"))
+    jsonschema.validate(summary, schema("metrics_summary"))
+    return [{k: v for k, v in r.items() if k != "compute"} for r in raw["records"]], summary
+
+
+def test_smoke_job_then_again(cli, tmp_path):
+    first = cli("run", "smoke_test", *QUICK)
+    assert first.returncode == 0, first.stderr
+    assert "auroc" in first.stdout and "report   experiments/smoke_test/notebooks/report.ipynb" in first.stdout
+    run = tmp_path/"experiments"/"smoke_test"
+    for file in ("config.yaml", "benchmark.json", "environment.json", "checkpoints/avici/best.pt", "checkpoints/bcnp/last.pt",
+                 "inference/exact/id/linear_er/0.safetensors", "inference/random/id/neural_net_er/1.safetensors",
+                 "results/metrics_raw.json", "results/metrics_summary.json", "logs/pre_training-avici.jsonl",
+                 *(f"notebooks/{s}.ipynb" for s in ("pre_training", "inference", "evaluation", "report"))):
+        assert (run/file).is_file(), file
+    assert not [p for p in run.rglob("*") if re.search(r"\.(tmp|part|running\.ipynb|failed\.ipynb)$", p.name)]
+    records, summary = results(run)
+    assert len(records) == 4*3*2 and set(summary["models"]) == {"avici", "bcnp", "exact", "random"}
+    weights = (run/"checkpoints/bcnp/last.pt").read_bytes()
+    again = cli("run", "smoke_test", *QUICK)
+    assert again.returncode == 0, again.stderr
+    assert "nothing left to do" in again.stdout and "0 posteriors computed, 12 kept" in again.stdout
+    assert results(run) == (records, summary)
+    assert (run/"checkpoints/bcnp/last.pt").read_bytes() == weights
+    # the same run with another setting is refused; nothing is changed
+    other = cli("run", "smoke_test", *QUICK, "--set", "training_seed=1")
+    assert other.returncode == 2 and "training_seed was 0, is now 1" in other.stderr
+    assert results(run) == (records, summary)
+
+
+def test_stages_alone(cli, tmp_path):
+    (tmp_path/"two.yaml").write_text("name: two\nbenchmark: smoke-v1\nseed_lists: [a, b]\nmodels: {exact: {type: exact}, random: {type: random, config: {p: 0.4}}}\n")
+    made = cli("run", "two.yaml")
+    assert made.returncode == 0, made.stderr
+    records, _ = results(tmp_path/"experiments"/"two")
+    assert {(r["model"], r["seed_list"]) for r in records} == {(m, s) for m in ("exact", "random") for s in "ab"}
+    torn = tmp_path/"experiments/two/inference/exact/id/linear_sf@b/1.safetensors"
+    torn.write_bytes(torn.read_bytes()[:50])
+    part = cli("infer", "two", "--shard", "0/2")
+    rest = cli("infer", "two", "--shard", "1/2")
+    assert part.returncode == rest.returncode == 0
+    assert "linear_sf@b/1.safetensors: damaged" in part.stdout + rest.stdout
+    evaluated = cli("evaluate", "two")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert results(tmp_path/"experiments"/"two")[0] == records
+
+
+def test_slurm_needs_sbatch(cli, tmp_path):
+    done = cli("run", "smoke_test", "--executor", "slurm", PATH=str(tmp_path))
+    assert done.returncode == 2 and "there is no sbatch on this machine" in done.stderr
+
+
+def test_broken_config_leaves_no_folder(refused, tmp_path):
+    refused("run", "smoke_test", "--set", "benchmark=smoke-v9")
+    refused("run", "smoke_test", "--set", "seed_lists=[q]")
+    assert not (tmp_path/"experiments").exists()
+
+
+def test_schemas_refuse():
+    good = {"schema": 1, "records": [{"model": "m", "training_seed": 0, "seed_list": "a", "family": "id/x", "index": 0, "metrics": {"auroc": None},
+                                      "compute": {"seconds": 1.0, "peak_rss_bytes": 5}}]}
+    jsonschema.validate(good, schema("metrics_raw"))
+    for change in ({"index": "0"}, {"metrics": {"auroc": "high"}}, {"position": 3}):
+        bad = {**good, "records": [{**good["records"][0], **change}]}
+        with pytest.raises(jsonschema.ValidationError): jsonschema.validate(bad, schema("metrics_raw"))
