@@ -37,7 +37,7 @@ def test_what_must_ship():
     assert {"smoke-v1", "sachs11-v1"} <= set(benchmarks())
     smoke, sachs = load_benchmark("smoke-v1"), load_benchmark("sachs11-v1")
     assert {(f.d, f.n, f.tasks) for f in smoke.test.values()} == {(5, 100, 2)} and len(smoke.test) == 3
-    assert (sachs.train.d, sachs.train.n) == ((11,), (853,))
+    assert (sachs.train.d, sachs.train.n) == ((11,), (100, 200, 400, 853))
     for b in (smoke, sachs): assert {f.scm.model_dump_json() for f in b.train.families.values()} == {f.scm.model_dump_json() for f in b.test.values()}
 
 
