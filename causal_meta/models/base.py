@@ -26,10 +26,26 @@ from ..datasets.graphs import is_dag
 from ..datasets.validation import InputError, Strict, one_of, parse
 
 # %% auto #0
-__all__ = ['LOG_PROBS', 'MODELS', 'Clock', 'Budget', 'within', 'Posterior', 'from_graphs', 'log_prob', 'bernoulli_log_prob',
+__all__ = ['LOG_PROBS', 'MODELS', 'Budget', 'Clock', 'within', 'Posterior', 'from_graphs', 'log_prob', 'bernoulli_log_prob',
            'local_scores_log_prob', 'permutation_mixture_log_prob', 'save_posterior', 'load_posterior', 'to_frame',
            'to_networkx', 'Loss', 'AmortisedModel', 'ExplicitModel', 'complete', 'pair_mask', 'ModelEntry', 'register',
            'build_model', 'Sized']
+
+# %% ../../nbs/models/10_base.ipynb #4412a151
+@dataclass(frozen=True)
+class Budget:
+    "What a posterior may cost; None means no limit."
+    seconds: float | None = None  # wall-clock time
+    steps: int | None = None  # steps of the method's own loop
+    samples: int | None = None  # posterior samples
+
+    def __post_init__(self):
+        for what, limit in vars(self).items():
+            if limit is not None and not limit > 0: raise InputError(f"budget: '{what}' is {limit}; it must be greater than 0.")
+
+    def clock(self) -> Clock:
+        "Start the clock."
+        return Clock(self, time.monotonic())
 
 # %% ../../nbs/models/10_base.ipynb #db64b5eb
 @dataclass(frozen=True)
@@ -51,22 +67,6 @@ class Clock:
         "The limit that has been reached, if any."
         spent = {"steps": steps, "samples": samples, "seconds": self.seconds}
         return next((what for what, s in spent.items() if getattr(self.budget, what) is not None and s >= getattr(self.budget, what)), None)
-
-# %% ../../nbs/models/10_base.ipynb #4412a151
-@dataclass(frozen=True)
-class Budget:
-    "What a posterior may cost; None means no limit."
-    seconds: float | None = None  # wall-clock time
-    steps: int | None = None  # steps of the method's own loop
-    samples: int | None = None  # posterior samples
-
-    def __post_init__(self):
-        for what, limit in vars(self).items():
-            if limit is not None and not limit > 0: raise InputError(f"budget: '{what}' is {limit}; it must be greater than 0.")
-
-    def clock(self) -> Clock:
-        "Start the clock."
-        return Clock(self, time.monotonic())
 
 # %% ../../nbs/models/10_base.ipynb #956c5b64
 def within(
