@@ -74,7 +74,7 @@ def cluster(tmp_path):
     "An sbatch job's world: stand-ins for srun and scontrol that write down how they were called."
     (tmp_path/"bin").mkdir()
     (tmp_path/"tree/scripts").mkdir(parents=True)
-    (tmp_path/"tree/environment").mkdir()
+    (tmp_path/"tree/slurm").mkdir()
     (tmp_path/"tree/settings.ini").touch()
     (tmp_path/"tree/scripts/common.sh").write_text('cd "$(dirname "${BASH_SOURCE[0]}")/.."\n')
     for name, code in (("srun", "exit ${SRUN_CODE:-0}"), ("scontrol", "exit 1")):
@@ -106,7 +106,7 @@ def test_a_pre_training_job_that_was_stopped_goes_back_into_the_queue(cluster):
 
 
 def test_a_job_reads_what_is_true_of_its_site(cluster):
-    (cluster.tree/"environment/site.env").write_text('SITE_PROLOGUE="echo loaded a module"\n')
+    (cluster.tree/"slurm/site.env").write_text('SITE_PROLOGUE="echo loaded a module"\n')
     done, _ = cluster("pre_training.sbatch", "my_run")
     assert "loaded a module" in done.stdout
 
@@ -114,4 +114,4 @@ def test_a_job_reads_what_is_true_of_its_site(cluster):
 def test_job_files_name_no_site():
     for script in (ROOT/"slurm").iterdir():
         for word in ("--partition", "--account", "--gres", "--gpus", "--nodelist", "--mail"):
-            assert f"#SBATCH {word}" not in script.read_text(), f"{relative(script)}: {word} belongs into environment/site.env"
+            assert f"#SBATCH {word}" not in script.read_text(), f"{relative(script)}: {word} belongs into slurm/site.env"
