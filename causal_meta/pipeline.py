@@ -26,8 +26,8 @@ from .runners.pre_training import Preempted, pre_train
 from .runners.runs import RunDir, create_run, write_json
 
 # %% auto #0
-__all__ = ['STAGES', 'MICRO', 'stage_notebook', 'check_parameters', 'only_parameters', 'open_job', 'own_kernel', 'execute',
-           'run_stage', 'run_pipeline', 'submit']
+__all__ = ['STAGES', 'MICRO', 'KERNEL_ENVIRONMENT', 'stage_notebook', 'check_parameters', 'only_parameters', 'open_job',
+           'own_kernel', 'execute', 'run_stage', 'run_pipeline', 'submit']
 
 # %% ../nbs/50_pipeline.ipynb #06b90b7f
 STAGES = ("pre_training", "inference", "evaluation", "report")
@@ -82,12 +82,17 @@ def open_job(
     return run
 
 # %% ../nbs/50_pipeline.ipynb #ea5b6f05
+KERNEL_ENVIRONMENT = {  # of a job, unless the user's environment says otherwise
+    "OMP_WAIT_POLICY": "PASSIVE",  # on a busy machine, threads that spin while waiting cost a factor
+    "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000",  # large buffers are kept, not given back after each batch
+}
+
 @contextmanager
 def own_kernel():
     "Make this interpreter the `python3` kernel for the body."
     with tempfile.TemporaryDirectory(prefix="causal-meta-kernel-") as folder:
         argv = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
-        env = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}  # on a busy machine, threads that spin while waiting cost a factor
+        env = {name: os.environ.get(name, value) for name, value in KERNEL_ENVIRONMENT.items()}
         write_json(Path(folder)/"kernels"/"python3"/"kernel.json", {"argv": argv, "display_name": "python3", "language": "python", "env": env})
         old = os.environ.get("JUPYTER_PATH")
         os.environ["JUPYTER_PATH"] = os.pathsep.join(p for p in (folder, old) if p)

@@ -7,8 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kstest
 
-from causal_meta.datasets.graphs import enumerate_dags, is_dag
+from causal_meta.datasets.bge_linear import BGeLinear
+from causal_meta.datasets.graphs import Graph, enumerate_dags, is_dag
+from causal_meta.datasets.randomness import TaskStreams
+from causal_meta.datasets.scm import SCMFamily
 from causal_meta.datasets.validation import InputError
 from causal_meta.models.base import Budget, build_model
 from causal_meta.models.exact import class_probs, dag_classes, exact_posterior, sample_graphs
@@ -170,3 +174,47 @@ def test_identical_and_constant_columns_have_a_posterior():
     P = exact.edge_probs[0]
     assert P[0, 1] + P[1, 0] > .999
     assert all(torch.isfinite(P[i, j]) for i, j in itertools.product(range(3), repeat=2))
+
+
+class AnyDAG(Graph):
+    "Uniform over all DAGs."
+    type: str = "any_dag"
+    def sample(self, streams, d): return enumerate_dags(d)[streams.integers("graph/any_dag", 0, len(enumerate_dags(d)))]
+
+
+@pytest.fixture(scope="module")
+def from_the_prior():
+    "Graphs and data of 400 tasks of four nodes, from the prior of the BGe score."
+    models = SCMFamily(graph=AnyDAG(), mechanism=BGeLinear(), standardise="none").sample(TaskStreams(5, "test", "bge", tuple(range(400))), 4)
+    return models.graphs, models.sample(20).double()
+
+
+def test_bge_linear_is_the_prior_of_the_bge_score(from_the_prior):
+    "Gibbs: under no other prior is the log-evidence of these data higher on average."
+    _, x = from_the_prior
+    evidence = lambda **prior: exact_posterior(x, **prior).log_evidence
+    true = evidence()
+    for wrong in ({"alpha_w": 5.4}, {"alpha_w": 7.}, {"alpha_w": 9.}, {"alpha_mu": .4}, {"alpha_mu": 3.}):
+        loss = evidence(**wrong) - true
+        assert loss.mean() + 3*loss.std()/len(x)**.5 < 0, wrong
+
+
+def test_the_exact_posterior_of_bge_linear_is_calibrated(from_the_prior):
+    "Simulation-based calibration: the posterior mass above the true graph is uniform; it is not once data are standardised."
+    truth, x = from_the_prior
+    ties = TaskStreams(5, "test", "bge", tuple(range(400))).uniform("posterior/ties").double()
+
+    def ranks(data):
+        exact = exact_posterior(data)
+        own = exact.log_probs[(truth[:, None] == exact.graphs).flatten(2).all(2)][:, None]
+        p = exact.log_probs.exp()
+        above, tied = ((p*which).sum(1) for which in (exact.log_probs > own + 1e-7, (exact.log_probs - own).abs() <= 1e-7))
+        return (above + ties*tied).numpy()
+
+    assert kstest(ranks(x), "uniform").pvalue > .001
+    assert kstest(ranks((x - x.mean(1, keepdim=True))/x.std(1, keepdim=True)), "uniform").pvalue < 1e-6
+
+
+def test_bge_linear_refuses_standardisation():
+    for standardise in ("internal", "post"):
+        with pytest.raises(ValueError, match="standardise: none"): SCMFamily(graph={"type": "er", "p": .5}, mechanism={"type": "bge_linear"}, standardise=standardise)

@@ -7,42 +7,49 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from .do import Intervention
 from .schema import Benchmark, canonical_json
-from .streams import Task, TaskBatch, draw_task, mixture_batch, sizes_of, train_split
+from .scm import SCMBatch
+from .streams import mixture_batch, mixture_models, sizes_of, train_split
+from .tasks import Task, draw_task
 from .validation import InputError, one_of, parse
 
 # %% auto #0
-__all__ = ['TEST_TASKS', 'MIXTURE_TASKS', 'TOLERANCE', 'sketch', 'fingerprint', 'drifted', 'frozen_folder', 'benchmarks',
-           'load_benchmark', 'verify', 'freeze']
+__all__ = ['TEST_TASKS', 'MIXTURE_TASKS', 'TOLERANCE', 'NUDGE', 'STABLE', 'LISTS', 'sketch', 'stable_columns', 'fingerprint',
+           'drifted', 'frozen_folder', 'benchmarks', 'load_benchmark', 'verify', 'freeze']
 
 # %% ../../nbs/datasets/07_benchmarks.ipynb #6c8d42fb
 TEST_TASKS, MIXTURE_TASKS = 2, 16  # per test family and seed list; of the train stream and of validation
 
-def _batch_arrays(batch: TaskBatch) -> list[tuple[np.ndarray, list[np.ndarray]]]:
-    "Graph and data of each task."
-    return [(graph, [data]) for graph, data in zip(batch.graphs.numpy(), batch.data.numpy())]
+def _mixtures(benchmark: Benchmark) -> list[tuple[str, str, int, tuple[int, int]]]:
+    "Part, split, root seed and sizes of the two mixtures."
+    both = (("train", train_split(), benchmark.seeds.train), ("validation", "validation", benchmark.seeds.validation))
+    return [(part, split, seed, sizes_of(benchmark, seed, split, 0)) for part, split, seed in both]
 
-def _task_arrays(task: Task) -> tuple[np.ndarray, list[np.ndarray]]:
-    "Graph and all rows of a test task."
-    return task.graph.numpy(), [task.data.numpy(), task.held_out.numpy(), *(s.rows.numpy() for s in task.interventional)]
+def _task_arrays(task: Task) -> list[np.ndarray]:
+    "All rows of a test task, (rows, d) each."
+    return [task.data.numpy(), task.held_out.numpy(), *(s.rows.numpy() for s in task.interventional)]
 
 def _first_tasks(benchmark: Benchmark) -> dict[str, list[tuple[np.ndarray, list[np.ndarray]]]]:
     "Graph and data of the first tasks of each part: part -> tasks."
     parts = {}
-    for part, split, seed in (("train", train_split(), benchmark.seeds.train), ("validation", "validation", benchmark.seeds.validation)):
-        size = sizes_of(benchmark, seed, split, 0)
-        parts[part] = _batch_arrays(mixture_batch(benchmark, seed, split, range(MIXTURE_TASKS), *size))
+    for part, split, seed, size in _mixtures(benchmark):
+        batch = mixture_batch(benchmark, seed, split, range(MIXTURE_TASKS), *size)
+        parts[part] = [(graph, [data]) for graph, data in zip(batch.graphs.numpy(), batch.data.numpy())]
     for seed_list in sorted(benchmark.seeds.test):
         for family, kind in sorted(benchmark.test.items()):
-            indices = range(min(TEST_TASKS, kind.tasks))
-            parts[f"{family}@{seed_list}"] = [_task_arrays(draw_task(benchmark, family, i, seed_list)) for i in indices]
+            tasks = [draw_task(benchmark, family, i, seed_list) for i in range(min(TEST_TASKS, kind.tasks))]
+            parts[f"{family}@{seed_list}"] = [(task.graph.numpy(), _task_arrays(task)) for task in tasks]
     return parts
 
 # %% ../../nbs/datasets/07_benchmarks.ipynb #cfce5047
@@ -55,15 +62,52 @@ def sketch(
     weights = np.random.Generator(np.random.Philox(key=20)).standard_normal(x.size)
     return float(weights @ x.astype(np.float64).ravel()/np.sqrt(x.size))
 
+# %% ../../nbs/datasets/07_benchmarks.ipynb #edefd413
+NUDGE, STABLE = 1e-6, 1e-4  # shift of every node; largest resulting change of a column that counts as stable, in its standard deviations
+
+def stable_columns(
+    scms: SCMBatch,  # B models
+    n: int,  # rows
+) -> Tensor:  # (B, d) bool
+    "Which columns do not amplify last-bit differences."
+    nudge = NUDGE*(1 - 2*(torch.arange(scms.d) % 2))
+    nudge = nudge if scms.standardise != "none" else scms.sd[:, None]*nudge
+    x = scms.sample(n, "noise/train").double()
+    moved = scms.do(Intervention(torch.ones(scms.d, dtype=torch.bool).expand(nudge.shape), nudge, "shift")).sample(n, "noise/train").double() - x
+    return moved.square().mean(1).sqrt() <= STABLE*x.std(1).clamp(min=1e-12)
+
+def _stable(benchmark: Benchmark) -> dict[str, list[list[int]]]:
+    "The stable columns of the tasks of each part; all of them where data are real."
+    def listed(mask: Tensor) -> list[list[int]]: return [row.nonzero().flatten().tolist() for row in mask]
+    parts = {}
+    for part, split, seed, (d, n) in _mixtures(benchmark):
+        mask = torch.empty(MIXTURE_TASKS, d, dtype=torch.bool)
+        for _, at, scms in mixture_models(benchmark, seed, split, range(MIXTURE_TASKS), d): mask[at] = stable_columns(scms, n)
+        parts[part] = listed(mask)
+    for seed_list, seed in sorted(benchmark.seeds.test.items()):
+        for family, kind in sorted(benchmark.test.items()):
+            indices = range(min(TEST_TASKS, kind.tasks))
+            models = kind.scm and kind.scm.sample(benchmark.streams(seed, f"test/{seed_list}", family, indices), kind.d)
+            parts[f"{family}@{seed_list}"] = listed(stable_columns(models, kind.n) if models else torch.ones(len(indices), kind.d))
+    return parts
+
+# %% ../../nbs/datasets/07_benchmarks.ipynb #6ccf34d3
 def fingerprint(
     benchmark: Benchmark,  # whose generated data are meant
-) -> dict[str, Any]:  # "graphs": a SHA-256; "sketches": part -> one number per array, six decimals
+    columns: Mapping[str, list[list[int]]] | None = None,  # part -> per task, the columns to look at; None: all, array by array
+) -> dict[str, Any]:  # "graphs": a SHA-256; "sketches": part -> numbers, six decimals; and "columns" where given
     "What the first tasks of each part look like."
     graphs, sketches = hashlib.sha256(), {}
     for part, tasks in _first_tasks(benchmark).items():
         for graph, _ in tasks: graphs.update(graph.tobytes())
-        sketches[part] = [round(sketch(x), 6) for _, arrays in tasks for x in arrays]
-    return {"graphs": graphs.hexdigest(), "sketches": sketches}
+        arrays = [x for _, task in tasks for x in task]
+        if columns is not None: arrays = [x[:, kept] for (_, task), kept in zip(tasks, columns[part]) for x in _gathered(task)]
+        sketches[part] = [round(sketch(x), 6) for x in arrays if x.size]
+    return {"graphs": graphs.hexdigest(), "sketches": sketches} | ({} if columns is None else {"columns": dict(columns)})
+
+def _gathered(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    "Given rows, held-out rows, and all interventional rows of a task."
+    return [*arrays[:2], *([np.concatenate(arrays[2:])] if len(arrays) > 2 else [])]
 
 # %% ../../nbs/datasets/07_benchmarks.ipynb #2d5b28ba
 def drifted(
@@ -122,11 +166,14 @@ def verify(
     path = _path_of(name_or_path)
     stored = _read(path)
     benchmark = parse(Benchmark, stored["benchmark"], path.name)
-    parts = drifted(stored["fingerprint"], fingerprint(benchmark)) if "fingerprint" in stored else ["the file has no fingerprint"]
+    seal = stored.get("fingerprint")
+    parts = drifted(seal, fingerprint(benchmark, seal.get("columns"))) if seal else ["the file has no fingerprint"]
     sealed = benchmark.sha256() == stored["sha256"] and canonical_json(stored["benchmark"]) == benchmark.to_json()
     return {"name": benchmark.name, "sha256_ok": sealed, "fingerprint_ok": not parts, "drifted": parts}
 
 # %% ../../nbs/datasets/07_benchmarks.ipynb #344f0e53
+LISTS = re.compile(r"\[[^][{}\"]*\]")  # lists of numbers are written on one line
+
 def freeze(
     benchmark: Benchmark,  # to be frozen
     path: str | Path | None = None,  # of the file; by default among the package's own
@@ -138,7 +185,9 @@ def freeze(
         if not (report["sha256_ok"] and report["fingerprint_ok"]) or load_benchmark(path) != benchmark:
             raise InputError(f"{path.name} is frozen with other content; raise the version of {benchmark.name} instead.")
         return path
-    seals = {"sha256": benchmark.sha256(), "fingerprint": fingerprint(benchmark)}
+    columns = _stable(benchmark) if benchmark.generator else None
+    seals = {"sha256": benchmark.sha256(), "fingerprint": fingerprint(benchmark, columns)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"benchmark": benchmark.to_dict(), **seals}, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps({"benchmark": benchmark.to_dict(), **seals}, indent=1, sort_keys=True, ensure_ascii=False)
+    path.write_text(LISTS.sub(lambda found: " ".join(found[0].split()), text) + "\n", encoding="utf-8")
     return path

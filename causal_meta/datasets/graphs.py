@@ -18,8 +18,9 @@ from .randomness import TaskStreams
 from .validation import InputError, Strict, one_of, parse
 
 # %% auto #0
-__all__ = ['GRAPHS', 'GraphConfig', 'generations', 'is_dag', 'topological_order', 'count_edges', 'Graph', 'relabel', 'ErdosRenyi',
-           'edge_probability', 'preferential_attachment', 'ScaleFree', 'enumerate_dags', 'UniformDAG', 'chosen_by_type']
+__all__ = ['GRAPHS', 'GraphConfig', 'generations', 'is_dag', 'topological_order', 'count_edges', 'Graph', 'relabel',
+           'upper_triangular', 'ErdosRenyi', 'edge_probability', 'smallest', 'preferential_attachment', 'ScaleFree',
+           'enumerate_dags', 'UniformDAG', 'chosen_by_type']
 
 # %% ../../nbs/datasets/01_graphs.ipynb #d6c90ef3
 def generations(
@@ -82,38 +83,59 @@ def relabel(
     rows = A.gather(1, order[:, :, None].expand_as(A))
     return rows.gather(2, order[:, None, :].expand_as(A))
 
+# %% ../../nbs/datasets/01_graphs.ipynb #fc70a73b
+def upper_triangular(
+    edges: Tensor,  # (B, d(d-1)/2) bool: the pairs (0, 1), (0, 2), ..., (d-2, d-1)
+    d: int,  # nodes
+) -> Tensor:  # (B, d, d) bool
+    "The graphs in which exactly these pairs are joined, each from its lower to its higher number."
+    first, second = torch.triu_indices(d, d, 1, device=edges.device)
+    A = torch.zeros(len(edges), d, d, dtype=torch.bool, device=edges.device)
+    A[:, first, second] = edges
+    return A
+
 # %% ../../nbs/datasets/01_graphs.ipynb #2ae5bff9
 class ErdosRenyi(Graph):
-    "Erdős-Rényi DAGs: independent edges. Give exactly one of `edges`, `edges_per_node`, `p`."
+    "Erdős-Rényi DAGs. Give exactly one of `edges`, `edges_per_node`, `exact_edges`, `p`."
     type: Literal["er"] = "er"
-    edges: float | None = Field(None, ge=0)  # expected number of edges in total
-    edges_per_node: float | None = Field(None, ge=0)  # expected number of edges divided by d
-    p: float | None = Field(None, ge=0, le=1)  # probability of an edge
+    edges: float | None = Field(None, ge=0, allow_inf_nan=False)  # expected number of edges in total
+    edges_per_node: float | None = Field(None, ge=0, allow_inf_nan=False)  # expected number of edges divided by d
+    exact_edges: int | None = Field(None, ge=0)  # number of edges of every graph
+    p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)  # probability of an edge
 
     @model_validator(mode="after")
     def _one_density(self) -> ErdosRenyi:
-        if sum(v is not None for v in (self.edges, self.edges_per_node, self.p)) != 1:
-            raise InputError("give exactly one of edges, edges_per_node, p.")
+        if sum(v is not None for v in (self.edges, self.edges_per_node, self.exact_edges, self.p)) != 1:
+            raise InputError("give exactly one of edges, edges_per_node, exact_edges, p.")
         return self
 
     def sample(self, streams: TaskStreams, d: int) -> Tensor:
         "One DAG per task, (B, d, d) bool."
-        upper = torch.triu_indices(d, d, 1)
-        A = torch.zeros(len(streams), d, d, dtype=torch.bool)
-        A[:, upper[0], upper[1]] = streams.uniform("graph/edges", (upper.shape[1],)) < edge_probability(self, d)
-        return relabel(A, streams.permutation("graph/order", d))
+        p, u = edge_probability(self, d), streams.uniform("graph/edges", (d * (d - 1) // 2,))
+        edges = u < p if self.exact_edges is None else smallest(u, self.exact_edges)
+        return relabel(upper_triangular(edges, d), streams.permutation("graph/order", d))
 
 # %% ../../nbs/datasets/01_graphs.ipynb #a2ebe0d0
 def edge_probability(
     graph: ErdosRenyi,  # the family
     d: int,  # nodes
 ) -> float:  # of each pair of an order
-    "The probability of an edge between an ordered pair that delivers the expected number asked for."
+    "The probability of an edge between an ordered pair that delivers the number of edges asked for."
     if graph.p is not None: return graph.p
     pairs = d * (d - 1) / 2
-    expected = graph.edges if graph.edges is not None else graph.edges_per_node * d
-    if expected > pairs: raise InputError(f"graph er: {expected:g} edges are asked for, but {d} nodes have room for at most {pairs:g}.")
-    return expected / pairs if pairs else 0.
+    number = graph.edges if graph.edges is not None else graph.exact_edges
+    if number is None: number = graph.edges_per_node * d
+    if number > pairs: raise InputError(f"graph er: {number:g} edges are asked for, but {d} nodes have room for at most {pairs:g}.")
+    return number / pairs if pairs else 0.
+
+# %% ../../nbs/datasets/01_graphs.ipynb #a94ebf2c
+def smallest(
+    values: Tensor,  # (B, N)
+    m: int,  # how many of each row, at most N
+) -> Tensor:  # (B, N) bool
+    "Mark the m smallest numbers of each row; of equal ones, the earlier."
+    chosen = values.argsort(dim=1, stable=True)[:, :m]
+    return torch.zeros_like(values, dtype=torch.bool).scatter(1, chosen, True)
 
 # %% ../../nbs/datasets/01_graphs.ipynb #f9674b8e
 def preferential_attachment(

@@ -15,19 +15,23 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor
 
 from .graphs import chosen_by_type
-from .noise import NOISE_LOG_PROBS, NOISES
+from .noise import NOISES, noise_log_prob
 from .randomness import TaskStreams
 from .validation import InputError, Strict
 
 # %% auto #0
-__all__ = ['MECHANISMS', 'MechanismConfig', 'Mechanism', 'by_node', 'max_parents', 'Linear', 'linear_weights', 'weighted_sum',
-           'scale_mixture_log_prob', 'NeuralNet', 'layer']
+__all__ = ['SPREAD', 'WIDEST', 'MECHANISMS', 'MechanismConfig', 'Mechanism', 'by_node', 'row_noise', 'max_parents', 'Linear',
+           'linear_weights', 'spread_sd', 'scale_by_parents', 'weighted_sum', 'scale_mixture_log_prob', 'NeuralNet',
+           'layer']
 
 # %% ../../nbs/datasets/03_mechanisms.ipynb #a904372e
 class Mechanism(Strict):
     "Base of all mechanisms: a configuration with pure functions. `apply` must depend on nothing but its arguments."
     type: str  # the name of the mechanism in `MECHANISMS`
     has_log_prob: ClassVar[bool] = False  # whether values have a density that can be computed
+    additive: ClassVar[bool] = False  # whether the value is `mean` plus noise
+    needs_raw_parents: ClassVar[bool] = False  # whether its scale is information, so that nothing may be standardised
+    remembers: ClassVar[bool] = False  # whether `apply` also takes `memory`, a dictionary per node, kept for the life of the model
     nodes_at_once: ClassVar[int] = 64  # larger groups are computed in pieces, so that what is in between stays in the cache
 
     def init(
@@ -44,16 +48,27 @@ class Mechanism(Strict):
         purpose: str,  # "noise/train", "standardise", ...
         n: int,  # rows
         d: int,  # nodes
-        law: str,  # a name of `NOISES`
-    ) -> dict[str, Tensor]:  # each (B, d, n); "u" is the noise itself
-        "Draw all that is random in each row."
-        return {"u": by_node(NOISES[law](streams, purpose, (n, d)))}
+    ) -> dict[str, Tensor]:  # each (B, d, n)
+        "Draw all that is random in each row beside the noise u."
+        return {}
+
+    def reference(
+        self,
+        params: dict[str, Tensor],  # each (G, ...)
+        parents: Tensor,  # (G, k, n) standardised, of the reference sample
+    ) -> dict[str, Tensor]:  # each (G,): entries of `params` to be replaced
+        "Constants of the mechanism's own that are estimated once on the reference sample and then frozen."
+        return {}
+
+    def mean(self, params: dict[str, Tensor], parents: Tensor) -> Tensor:
+        "What the parents (G, k, n) contribute to the values (G, n), where the mechanism is additive and k at least 1."
+        raise InputError(f"mechanism {self.type}: it is not additive, so it has no mean given its parents.")
 
     def apply(
         self,
         params: dict[str, Tensor],  # each (G, ...): one entry per node of the group
         parents: Tensor,  # (G, k, n) standardised
-        noise: dict[str, Tensor],  # each (G, n)
+        noise: dict[str, Tensor],  # each (G, n): "u" and what `noise` draws
     ) -> Tensor:  # (G, n)
         "The values of the nodes."
         raise NotImplementedError
@@ -75,6 +90,18 @@ def by_node(
     "From the layout of data to the layout of computation: rows last."
     return rows.transpose(1, 2).contiguous()
 
+# %% ../../nbs/datasets/03_mechanisms.ipynb #2a69da74
+def row_noise(
+    mechanism: Mechanism,  # which may draw more than u
+    streams: TaskStreams,  # B tasks
+    purpose: str,  # "noise/train", "standardise", ...
+    n: int,  # rows
+    d: int,  # nodes
+    law: str = "gaussian",  # of u, a name of `NOISES`
+) -> dict[str, Tensor]:  # each (B, d, n); "u" is the noise itself
+    "All that is random in n rows of a model with this mechanism."
+    return {"u": by_node(NOISES[law](streams, purpose, (n, d))), **mechanism.noise(streams, purpose, n, d)}
+
 # %% ../../nbs/datasets/03_mechanisms.ipynb #1eda72ef
 def max_parents(
     graphs: Tensor,  # (B, d, d) bool
@@ -89,10 +116,11 @@ class Linear(Mechanism):
     weight_scale: float = Field(10., gt=0)  # standard deviation of the weights, unless low and high are given
     low: float | None = Field(None, ge=0)  # smallest absolute weight, with a random sign
     high: float | None = Field(None, gt=0)  # largest absolute weight
-    noise_scale: Literal["per_node", "per_row"] = "per_node"  # whether s is drawn per node or per observation
+    noise_scale: Literal["per_node", "per_row", "by_parents"] = "per_node"  # whether s is drawn per node, per observation, or depends on the parents
     gamma_shape: float = Field(2.5, gt=0)  # of the law of s
     gamma_scale: float = Field(2.5, gt=0)  # of the law of s
     has_log_prob: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _both_bounds(self) -> Linear:
@@ -102,29 +130,38 @@ class Linear(Mechanism):
 
     def init(self, streams: TaskStreams, graphs: Tensor) -> dict[str, Tensor]:
         "Weights (B, d, slots) and noise scales (B, d)."
-        d = graphs.shape[-1]
+        d, slots = graphs.shape[-1], max_parents(graphs)
         scale = streams.gamma("mechanism/linear/scale", self.gamma_shape, self.gamma_scale, (d,))
-        return {"weight": linear_weights(self, streams, max_parents(graphs), d), "scale": scale}
+        drawn = {"weight": linear_weights(self, streams, slots, d), "scale": scale}
+        if self.noise_scale == "by_parents": drawn["spread"] = by_node(streams.normal("mechanism/linear/spread", (slots, d))) * spread_sd(graphs)[..., None]
+        return drawn
 
-    def noise(self, streams: TaskStreams, purpose: str, n: int, d: int, law: str) -> dict[str, Tensor]:
-        "The noise u and, for `per_row`, its scale in each row."
-        drawn = super().noise(streams, purpose, n, d, law)
-        if self.noise_scale == "per_node": return drawn
-        return drawn | {"scale": by_node(streams.gamma(f"{purpose}/scale", self.gamma_shape, self.gamma_scale, (n, d)))}
+    def noise(self, streams: TaskStreams, purpose: str, n: int, d: int) -> dict[str, Tensor]:
+        "For `per_row`, the scale of the noise in each row."
+        if self.noise_scale != "per_row": return {}
+        return {"scale": by_node(streams.gamma(f"{purpose}/scale", self.gamma_shape, self.gamma_scale, (n, d)))}
+
+    def mean(self, params: dict[str, Tensor], parents: Tensor) -> Tensor:
+        "w . p"
+        return weighted_sum(params["weight"], parents)
+
+    def scale(self, params: dict[str, Tensor], parents: Tensor) -> Tensor:
+        "s, one per node (G, 1) or, for `by_parents`, one per row (G, n)."
+        return scale_by_parents(params, parents) if self.noise_scale == "by_parents" else params["scale"][:, None]
 
     def apply(self, params: dict[str, Tensor], parents: Tensor, noise: dict[str, Tensor]) -> Tensor:
         "w . p + s u; a root is u."
         if parents.shape[1] == 0: return noise["u"]
-        scale = noise["scale"] if self.noise_scale == "per_row" else params["scale"][:, None]
-        return weighted_sum(params["weight"], parents) + scale * noise["u"]
+        scale = noise["scale"] if self.noise_scale == "per_row" else self.scale(params, parents)
+        return weighted_sum(params["weight"], parents).add_(scale * noise["u"])
 
     def log_prob(self, params: dict[str, Tensor], parents: Tensor, value: Tensor, law: str) -> Tensor:
         "log p(value | parents) in nats."
-        density = NOISE_LOG_PROBS[law]
+        density = noise_log_prob(law)
         if parents.shape[1] == 0: return density(value)
         residual = value - weighted_sum(params["weight"], parents)
         if self.noise_scale == "per_row": return scale_mixture_log_prob(residual, self.gamma_shape, self.gamma_scale, density)
-        scale = params["scale"][:, None]
+        scale = self.scale(params, parents)
         return density(residual / scale) - scale.log()
 
 # %% ../../nbs/datasets/03_mechanisms.ipynb #7201aef1
@@ -141,13 +178,32 @@ def linear_weights(
         drawn = signed.sign() * (mechanism.low + (mechanism.high - mechanism.low) * signed.abs())
     return by_node(drawn)
 
+# %% ../../nbs/datasets/03_mechanisms.ipynb #6e7c46cc
+SPREAD, WIDEST = .5, 2.  # standard deviation of log s over rows, and its largest change
+
+def spread_sd(
+    graphs: Tensor,  # (B, d, d) bool
+) -> Tensor:  # (B, d)
+    "The standard deviation of each gamma, with which gamma . p has that of `SPREAD`."
+    return SPREAD * graphs.sum(1).clamp(min=1) ** -.5
+
+def scale_by_parents(
+    params: dict[str, Tensor],  # "scale" (G,) and "spread" (G, slots)
+    parents: Tensor,  # (G, k, n), k at least 1
+) -> Tensor:  # (G, n)
+    "s_0 exp(gamma . p), its exponent kept within bounds."
+    return weighted_sum(params["spread"], parents).clamp_(-WIDEST, WIDEST).exp_().mul_(params["scale"][:, None])
+
 # %% ../../nbs/datasets/03_mechanisms.ipynb #c2f233ef
 def weighted_sum(
     weight: Tensor,  # (G, slots), the first k are used
     parents: Tensor,  # (G, k, n)
 ) -> Tensor:  # (G, n)
     "w . p for each row of each node."
-    return (weight[:, :parents.shape[1], None] * parents).sum(1)
+    k = parents.shape[1]
+    if k == 0 or k > 2: return (weight[:, :k, None] * parents).sum(1)
+    first = weight[:, :1] * parents[:, 0]
+    return first if k == 1 else first.add_(weight[:, 1:2] * parents[:, 1])
 
 # %% ../../nbs/datasets/03_mechanisms.ipynb #e2ef1564
 def scale_mixture_log_prob(

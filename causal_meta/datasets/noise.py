@@ -11,9 +11,12 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .randomness import TaskStreams
+from .validation import InputError, one_of
 
 # %% auto #0
-__all__ = ['NOISES', 'NOISE_LOG_PROBS', 'gaussian', 'gaussian_log_prob']
+__all__ = ['SMALLEST', 'MARGIN', 'FREEDOM', 'EULER', 'CLIP', 'CAUCHY_SD', 'NOISES', 'NOISE_LOG_PROBS', 'gaussian',
+           'gaussian_log_prob', 'inner_uniform', 'laplace', 'laplace_log_prob', 'uniform', 'uniform_log_prob',
+           'student_t', 'student_t_log_prob', 'gumbel', 'gumbel_log_prob', 'cauchy', 'noise_log_prob']
 
 # %% ../../nbs/datasets/02_noise.ipynb #a2f3124f
 def gaussian(
@@ -31,6 +34,96 @@ def gaussian_log_prob(
     "The log density of standard normal noise."
     return -.5 * u ** 2 - .5 * math.log(2 * math.pi)
 
-# %% ../../nbs/datasets/02_noise.ipynb #34dcf11d
-NOISES: dict[str, Callable[[TaskStreams, str, tuple[int, ...]], Tensor]] = {"gaussian": gaussian}
-NOISE_LOG_PROBS: dict[str, Callable[[Tensor], Tensor]] = {"gaussian": gaussian_log_prob}
+# %% ../../nbs/datasets/02_noise.ipynb #f53a0261
+SMALLEST = 2.**-24
+
+def inner_uniform(
+    streams: TaskStreams,  # B tasks
+    purpose: str,  # what is drawn
+    shape: tuple[int, ...],  # of one task's draw
+) -> Tensor:  # (B, *shape) float32
+    "Uniform on (0, 1) without its ends."
+    v = streams.uniform(purpose, shape)
+    return v if streams.fast else v.clamp_(SMALLEST, 1 - SMALLEST)
+
+# %% ../../nbs/datasets/02_noise.ipynb #78bb0ea1
+def _laplace(v: Tensor) -> Tensor:
+    "Uniform on (0, 1) to Laplace noise; overwrites v."
+    v.mul_(2.).sub_(1.)
+    return v.abs().neg_().log1p_().mul_(-math.sqrt(.5)).copysign_(v)
+
+def laplace(streams: TaskStreams, purpose: str, shape: tuple[int, ...]) -> Tensor:
+    "Laplace noise of variance 1, (B, *shape) float32."
+    return _laplace(inner_uniform(streams, purpose, shape))
+
+def laplace_log_prob(u: Tensor) -> Tensor:
+    "The log density of Laplace noise, nats."
+    return -math.sqrt(2) * u.abs() - .5 * math.log(2)
+
+# %% ../../nbs/datasets/02_noise.ipynb #436b71b7
+MARGIN = 1e-3  # by which the interval of the density is wider, relative
+
+def uniform(streams: TaskStreams, purpose: str, shape: tuple[int, ...]) -> Tensor:
+    "Uniform noise of variance 1, (B, *shape) float32."
+    return streams.uniform(purpose, shape, -math.sqrt(3), math.sqrt(3))
+
+def uniform_log_prob(u: Tensor) -> Tensor:
+    "The log density of uniform noise, nats; -inf outside."
+    half = math.sqrt(3) * (1 + MARGIN)
+    return u.new_full(u.shape, -math.log(2*half)).masked_fill_(u.abs() > half, -math.inf)
+
+# %% ../../nbs/datasets/02_noise.ipynb #742cc260
+FREEDOM = 5  # degrees of freedom of Student's t
+
+def student_t(streams: TaskStreams, purpose: str, shape: tuple[int, ...]) -> Tensor:
+    "Student's t noise of variance 1, (B, *shape) float32."
+    shrink = streams.gamma(f"{purpose}/gamma", FREEDOM/2, 2/(FREEDOM - 2), shape).rsqrt_()
+    return shrink.mul_(streams.normal(f"{purpose}/normal", shape))
+
+def student_t_log_prob(u: Tensor) -> Tensor:
+    "The log density of Student's t noise, nats."
+    constant = math.lgamma((FREEDOM + 1)/2) - math.lgamma(FREEDOM/2) - .5 * math.log(math.pi * (FREEDOM - 2))
+    return constant - (FREEDOM + 1)/2 * (u ** 2 / (FREEDOM - 2)).log1p()
+
+# %% ../../nbs/datasets/02_noise.ipynb #37ba619f
+EULER = 0.5772156649015329
+
+def _gumbel(v: Tensor) -> Tensor:
+    "Uniform on (0, 1) to Gumbel noise, in place."
+    return v.log_().neg_().log_().add_(EULER).mul_(-math.sqrt(6)/math.pi)
+
+def gumbel(streams: TaskStreams, purpose: str, shape: tuple[int, ...]) -> Tensor:
+    "Gumbel noise of mean 0 and variance 1, (B, *shape) float32."
+    return _gumbel(inner_uniform(streams, purpose, shape))
+
+def gumbel_log_prob(u: Tensor) -> Tensor:
+    "The log density of Gumbel noise, nats."
+    g = u * (math.pi/math.sqrt(6)) + EULER
+    return math.log(math.pi/math.sqrt(6)) - g - (-g).exp()
+
+# %% ../../nbs/datasets/02_noise.ipynb #3a921c8f
+CLIP = 10.  # c
+CAUCHY_SD = math.sqrt(2/math.pi * (CLIP - math.atan(CLIP)) + CLIP**2 * (1 - 2/math.pi * math.atan(CLIP)))
+
+def _cauchy(v: Tensor) -> Tensor:
+    "Uniform on (0, 1) to clipped Cauchy noise, in place."
+    bound = math.atan(CLIP)
+    return v.sub_(.5).mul_(math.pi).clamp_(-bound, bound).tan_().mul_(1/CAUCHY_SD)
+
+def cauchy(streams: TaskStreams, purpose: str, shape: tuple[int, ...]) -> Tensor:
+    "Cauchy noise clipped at 10 and scaled to variance 1, (B, *shape) float32."
+    return _cauchy(inner_uniform(streams, purpose, shape))
+
+# %% ../../nbs/datasets/02_noise.ipynb #6f8c8131
+NOISES: dict[str, Callable[[TaskStreams, str, tuple[int, ...]], Tensor]] = {
+    "gaussian": gaussian, "laplace": laplace, "uniform": uniform, "student_t": student_t, "gumbel": gumbel, "cauchy": cauchy}
+NOISE_LOG_PROBS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gaussian": gaussian_log_prob, "laplace": laplace_log_prob, "uniform": uniform_log_prob, "student_t": student_t_log_prob, "gumbel": gumbel_log_prob}
+
+def noise_log_prob(
+    law: str,  # a name of `NOISES`
+) -> Callable[[Tensor], Tensor]:  # noise (...) -> nats (...)
+    "The log density of a law of noise."
+    one_of(law, NOISES, "noise")
+    if law not in NOISE_LOG_PROBS: raise InputError(f"noise {law}: it has no density; those that have one are {', '.join(sorted(NOISE_LOG_PROBS))}.")
+    return NOISE_LOG_PROBS[law]

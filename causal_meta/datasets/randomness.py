@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from .validation import one_of
 
 # %% auto #0
-__all__ = ['PURPOSES', 'key', 'numpy_rng', 'torch_generator', 'TaskStreams']
+__all__ = ['PURPOSES', 'CACHED', 'GENERATORS', 'key', 'numpy_rng', 'torch_generator', 'TaskStreams']
 
 # %% ../../nbs/datasets/00b_randomness.ipynb #82a3b4fe
 PURPOSES = frozenset({
@@ -66,31 +67,126 @@ def torch_generator(
 
 # %% ../../nbs/datasets/00b_randomness.ipynb #6084ebb7
 @dataclass(frozen=True)
+class _Prefix:
+    "The parts of a key that the tasks of a batch share, written once."
+    head: str  # JSON before the index
+    tail: str  # JSON after it
+
+    @classmethod
+    def of(cls, root_seed: int, split: str, family: str, purpose: str) -> _Prefix:
+        "The same text as in `key`, cut at the index."
+        one_of(purpose.partition("/")[0], PURPOSES, "purpose of randomness")
+        head = json.dumps([int(root_seed), split, family], separators=(",", ":"))
+        return cls(head[:-1] + ",", f",{json.dumps(purpose)}]")
+
+    def digest(self, index: int, size: int) -> bytes:
+        "The BLAKE2b digest of the five parts."
+        return hashlib.blake2b(f"{self.head}{index}{self.tail}".encode(), digest_size=size).digest()
+
+# %% ../../nbs/datasets/00b_randomness.ipynb #ab063dbf
+def _keyed(
+    prefix: _Prefix,  # of the batch
+    indices: Sequence[int],  # of the tasks
+) -> Iterator[np.random.PCG64]:  # one object, set to the key of each task in turn
+    "The PCG64 bit generators of a batch of tasks."
+    bits = np.random.PCG64(0)
+    for index in indices:
+        digest = prefix.digest(index, 32)
+        words = {"state": int.from_bytes(digest[:16], "big"), "inc": int.from_bytes(digest[16:], "big") | 1}
+        bits.state = {"bit_generator": "PCG64", "state": words, "has_uint32": 0, "uinteger": 0}
+        yield bits
+
+# %% ../../nbs/datasets/00b_randomness.ipynb #3fbd71c4
+CACHED = 1 << 16  # numbers that are worked on at a time
+
+def _uniforms(
+    prefix: _Prefix,  # of the batch
+    indices: Sequence[int],  # of the B tasks
+    count: int,  # numbers of each task
+    transform: Callable[[Tensor], Tensor],  # uniform numbers on (0, 1) to the law, in place
+) -> Tensor:  # (B, count) float32
+    "Numbers of some law for each task of a batch."
+    out, words = torch.empty(len(indices), count), (count + 1)//2
+    at_once = max(1, CACHED//max(count, 1))
+    raw = np.empty((min(at_once, len(indices)), words), np.uint64)
+    whole = torch.from_numpy(raw.view(np.int32))
+    for b, bits in enumerate(_keyed(prefix, indices)):
+        raw[b % at_once] = bits.random_raw(words)
+        if (b + 1) % at_once and b + 1 < len(indices): continue
+        first = b - b % at_once
+        piece = out[first:b + 1]
+        piece.copy_(whole[:b + 1 - first, :count] & 0x7FFFFF).add_(.5).mul_(2.**-23)
+        transform(piece)
+    return out
+
+# %% ../../nbs/datasets/00b_randomness.ipynb #ec5efd77
+def _affine(low: float, high: float) -> Callable[[Tensor], Tensor]:
+    "Uniform on (0, 1) to uniform on (low, high), in place."
+    return lambda u: u if (low, high) == (0., 1.) else u.mul_(high - low).add_(low)
+
+def _normal(u: Tensor) -> Tensor:
+    "Uniform on (0, 1) to standard normal, in place."
+    return u.mul_(2.).sub_(1.).erfinv_().mul_(math.sqrt(2.))
+
+def _exponential(u: Tensor) -> Tensor:
+    "Uniform on (0, 1) to exponential of mean 1, in place."
+    return u.log_().neg_()
+
+# %% ../../nbs/datasets/00b_randomness.ipynb #53071bca
+def _gamma(
+    streams: TaskStreams,  # B tasks
+    purpose: str,  # what is drawn
+    halves: int,  # twice the shape parameter
+    shape: tuple[int, ...],  # of one task's draw
+) -> Tensor:  # (B, *shape) float32, scale 1
+    "Gamma variables of shape halves / 2, from uniforms and normals of sub-streams."
+    out = streams.normal(f"{purpose}/chi", shape).square_().mul_(.5) if halves % 2 else None
+    if halves < 2: return out
+    product = streams.uniform(f"{purpose}/0", shape)
+    for i in range(1, halves//2): product.mul_(streams.uniform(f"{purpose}/{i}", shape))
+    product = _exponential(product)
+    return product if out is None else product.add_(out)
+
+# %% ../../nbs/datasets/00b_randomness.ipynb #96e15540
+GENERATORS = ("pcg64", "philox")
+
+@dataclass(frozen=True)
 class TaskStreams:
     "The random streams of a batch of tasks: row b of every draw is a function of task b's own key alone."
     root_seed: int  # the seed of the benchmark's split
     split: str  # "train", "validation", "test"
     family: str  # name of the SCM family
     indices: tuple[int, ...]  # the tasks of the batch, (B,)
+    generator: str = "pcg64"  # "pcg64": fast draws; "philox": those of the first benchmarks
 
-    def __post_init__(self): object.__setattr__(self, "indices", tuple(int(i) for i in self.indices))
+    def __post_init__(self):
+        object.__setattr__(self, "indices", tuple(int(i) for i in self.indices))
+        one_of(self.generator, GENERATORS, "generator of random numbers")
+
     def __len__(self) -> int: return len(self.indices)
     def __getitem__(self, positions: int | slice | Sequence[int]) -> TaskStreams: return _select(self, positions)
 
-    def rngs(self, purpose: str) -> list[np.random.Generator]:
-        "One fresh generator per task."
-        return [numpy_rng(self.root_seed, self.split, self.family, i, purpose) for i in self.indices]
+    @property
+    def fast(self) -> bool: return self.generator == "pcg64"
+
+    def rngs(self, purpose: str) -> Iterator[np.random.Generator]:
+        "A NumPy generator per task, each to be used before the next is asked for."
+        return _rngs(self, purpose)
 
     def normal(self, purpose: str, shape: tuple[int, ...] = ()) -> Tensor:
         "Standard normal, float32 (B, *shape)."
+        if self.fast: return _draw_fast(self, purpose, shape, _normal)
         return _draw(self, purpose, shape, lambda rng: rng.standard_normal(shape))
 
     def uniform(self, purpose: str, shape: tuple[int, ...] = (), low: float = 0., high: float = 1.) -> Tensor:
         "Uniform on [low, high), float32 (B, *shape)."
+        if self.fast: return _draw_fast(self, purpose, shape, _affine(low, high))
         return _draw(self, purpose, shape, lambda rng: rng.uniform(low, high, shape))
 
     def gamma(self, purpose: str, shape_param: float, scale: float, shape: tuple[int, ...] = ()) -> Tensor:
         "Gamma of mean shape_param * scale, float32 (B, *shape)."
+        halves = round(2*shape_param)
+        if self.fast and 1 <= halves <= 16 and halves == 2*shape_param: return _gamma(self, purpose, halves, shape).mul_(scale)
         return _draw(self, purpose, shape, lambda rng: rng.gamma(shape_param, scale, shape))
 
     def integers(self, purpose: str, low: int, high: int, shape: tuple[int, ...] = ()) -> Tensor:
@@ -99,7 +195,28 @@ class TaskStreams:
 
     def permutation(self, purpose: str, d: int) -> Tensor:
         "A uniformly random order of 0, ..., d - 1, int64 (B, d)."
-        return _draw(self, purpose, (d,), lambda rng: rng.permutation(d), np.int64)
+        if not self.fast: return _draw(self, purpose, (d,), lambda rng: rng.permutation(d), np.int64)
+        ticket = np.stack([bits.random_raw(d) for bits in _keyed(_prefix(self, purpose), self.indices)])
+        return torch.from_numpy(ticket.argsort(-1, kind="stable"))
+
+# %% ../../nbs/datasets/00b_randomness.ipynb #48dab5b0
+def _prefix(streams: TaskStreams, purpose: str) -> _Prefix:
+    "What the keys of a batch have in common."
+    return _Prefix.of(streams.root_seed, streams.split, streams.family, purpose)
+
+def _rngs(streams: TaskStreams, purpose: str) -> Iterator[np.random.Generator]:
+    "The NumPy generator of each task, at its beginning."
+    if streams.fast: return map(np.random.Generator, _keyed(_prefix(streams, purpose), streams.indices))
+    return (numpy_rng(streams.root_seed, streams.split, streams.family, i, purpose) for i in streams.indices)
+
+def _draw_fast(
+    streams: TaskStreams,  # B tasks
+    purpose: str,  # what is drawn
+    shape: tuple[int, ...],  # of one task's draw
+    transform: Callable[[Tensor], Tensor],  # uniform on (0, 1) to the law, in place
+) -> Tensor:  # (B, *shape) float32
+    "Draw for all tasks by an inverse distribution function."
+    return _uniforms(_prefix(streams, purpose), streams.indices, math.prod(shape), transform).view(len(streams), *shape)
 
 # %% ../../nbs/datasets/00b_randomness.ipynb #a3d4b6ab
 def _draw(
@@ -122,4 +239,4 @@ def _select(
     "The streams of some of the tasks of a batch."
     if isinstance(positions, slice): chosen = streams.indices[positions]
     else: chosen = tuple(streams.indices[int(p)] for p in np.atleast_1d(np.asarray(positions, dtype=int)))
-    return TaskStreams(streams.root_seed, streams.split, streams.family, chosen)
+    return replace(streams, indices=chosen)

@@ -8,17 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from .interventions import InterventionalRows, InterventionDesign
+from .randomness import TaskStreams
 from .scm import SCMFamily
 from .validation import InputError, Strict
 
 # %% auto #0
-__all__ = ['FAMILY_NAME', 'Size', 'TrainFamily', 'TrainMixture', 'TestFamily', 'Seeds', 'Benchmark', 'canonical_json']
+__all__ = ['FAMILY_NAME', 'Size', 'TrainFamily', 'TrainMixture', 'RealTable', 'TestFamily', 'Seeds', 'Benchmark',
+           'canonical_json']
 
 # %% ../../nbs/datasets/05a_schema.ipynb #2efe9963
 FAMILY_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)?")
@@ -49,16 +51,35 @@ class TrainMixture(Strict):
     _names = field_validator("families")(staticmethod(_check_family_names))
 
 # %% ../../nbs/datasets/05a_schema.ipynb #02cb01b8
+class RealTable(Strict):
+    "Real data in the place of a family of models; its tasks are folds of one table, or tables of one collection."
+    dataset: Literal["sachs", "syntren"]  # which
+    graph: Literal["consensus17", "published20"] | None = None  # of Sachs: which of the two published graphs is the answer
+    rows: Literal["observational", "inhibitors"] | None = None  # of Sachs: which rows are given
+
+    @model_validator(mode="after")
+    def _complete(self) -> RealTable:
+        if (self.dataset == "sachs") != (self.graph is not None and self.rows is not None) or (self.dataset == "syntren" and (self.graph or self.rows)):
+            raise InputError("sachs needs graph and rows; syntren has neither.")
+        return self
+
 class TestFamily(Strict):
-    "A fixed number of tasks of one kind."
+    "A fixed number of tasks of one kind. Give exactly one of `scm`, `real`."
     __test__ = False  # the name is not meant for test collectors
-    scm: SCMFamily  # the distribution over structural causal models
+    scm: SCMFamily | None = None  # the distribution over structural causal models
+    real: RealTable | None = None  # or the real data
     d: Size  # nodes
     n: Size  # rows that a method is given
     tasks: int = Field(25, ge=1)  # per seed list
     factor: str  # what is varied: "in distribution", "graph", "mechanism", ...
     why: str  # the argument why this is (or is not) a shift
     interventional_rows: InterventionalRows | None = None  # rows under interventions among those given
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TestFamily:
+        if (self.scm is None) == (self.real is None): raise InputError("a test family needs exactly one of scm, real.")
+        if self.real and self.interventional_rows: raise InputError("interventional_rows are drawn from a model; real data have their own.")
+        return self
 
 # %% ../../nbs/datasets/05a_schema.ipynb #b139283a
 class Seeds(Strict):
@@ -90,6 +111,7 @@ class Benchmark(Strict):
     n_test: int = Field(500, ge=1)  # held-out rows per test task
     interventions: InterventionDesign = InterventionDesign()  # of the interventional test sets
     seeds: Seeds
+    generator: Literal["pcg64"] | None = None  # of random numbers; the first benchmarks say nothing, and have "philox"
 
     _names = field_validator("test")(staticmethod(_check_family_names))
 
@@ -98,6 +120,14 @@ class Benchmark(Strict):
         if not re.fullmatch(rf"[a-z0-9][a-z0-9_-]*-v{self.version}", self.name):
             raise InputError(f"the name '{self.name}' must be small letters and digits, and end in '-v{self.version}', its version.")
         return self
+
+    def streams(self, root_seed: int, split: str, family: str, indices: Sequence[int]) -> TaskStreams:
+        "The random streams of some tasks of this benchmark."
+        return TaskStreams(root_seed, split, family, tuple(indices), self.generator or "philox")
+
+    def registry(self) -> dict[str, Any]:
+        "The seed registry: which keys each split is made of."
+        return _registry(self)
 
     def to_dict(self) -> dict[str, Any]: return _to_dict(self)
     def to_json(self) -> str: return canonical_json(self.to_dict())
@@ -113,3 +143,14 @@ def canonical_json(
 def _to_dict(benchmark: Benchmark) -> dict[str, Any]:
     "JSON-able values; optional fields that are not used are left out."
     return benchmark.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+# %% ../../nbs/datasets/05a_schema.ipynb #2fa73d70
+def _registry(benchmark: Benchmark) -> dict[str, Any]:
+    "Root seeds, names of splits and indices, JSON-able."
+    mixture = sorted(benchmark.train.families)
+    lists = {s: {"root_seed": seed, "split": f"test/{s}", "families": {f: list(range(t.tasks)) for f, t in sorted(benchmark.test.items())}}
+             for s, seed in sorted(benchmark.seeds.test.items())}
+    return {"generator": benchmark.generator or "philox", "key": "BLAKE2b of the JSON of [root_seed, split, family, index, purpose]",
+            "train": {"root_seed": benchmark.seeds.train, "split": "train/<training_seed>", "families": mixture, "indices": "0, 1, 2, …"},
+            "validation": {"root_seed": benchmark.seeds.validation, "split": "validation", "families": mixture, "indices": list(range(benchmark.validation))},
+            "test": lists}

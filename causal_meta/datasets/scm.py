@@ -5,123 +5,87 @@
 # %% ../../nbs/datasets/04_scm.ipynb #ba5622aa
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from . import bge_linear, gp_features, networks, nonlinear, structured_graphs  # noqa: F401 (they register themselves)
+from .do import Intervention, as_intervention, fold
 from .graphs import GraphConfig, generations
-from .mechanisms import Mechanism, MechanismConfig
+from .mechanisms import MECHANISMS, Mechanism, MechanismConfig, by_node
 from .noise import NOISES
 from .randomness import TaskStreams
 from .validation import InputError, Strict, one_of
 
 # %% auto #0
-__all__ = ['REFERENCE_ROWS', 'Group', 'plan', 'at_nodes', 'gather_parents', 'pieces', 'propagate', 'Intervention', 'SCMBatch',
-           'SCMInstance', 'freeze', 'SCMFamily', 'resample', 'signal', 'varsortability', 'log_prob']
+__all__ = ['REFERENCE_ROWS', 'Group', 'Walk', 'plan', 'at_nodes', 'gather_parents', 'pieces', 'SCMBatch', 'Memory', 'SCMInstance',
+           'spread', 'evaluate', 'propagate', 'in_walk', 'as_data', 'freeze', 'Component', 'SCMFamily', 'draw_kinds',
+           'inside', 'log_prob']
 
 # %% ../../nbs/datasets/04_scm.ipynb #1bd9f0af
 @dataclass(frozen=True)
 class Group:
     "Nodes that are computed together: of one generation, one mechanism, one number of parents."
     mechanism: int  # position in the batch's list of mechanisms
-    nodes: Tensor  # (G,) int64, numbered through the batch: b * d + j
-    parents: Tensor  # (G, k) int64, numbered likewise, in ascending order
+    span: slice  # their places in the walk
+    parents: Tensor  # (G, k) int64, places of their parents, in ascending order of node numbers
+
+@dataclass(frozen=True)
+class Walk:
+    "All nodes of a batch, causes before effects."
+    order: Tensor  # (B * d,) int64, the node at each place
+    place: Tensor  # (B * d,) int64, the place of each node
+    groups: list[Group]  # in order, together covering all places
 
 # %% ../../nbs/datasets/04_scm.ipynb #c0f0e459
 def plan(
     graphs: Tensor,  # (B, d, d) bool, acyclic
     kinds: Tensor,  # (B, d) int64, which mechanism each node has
-) -> list[Group]:  # causes before effects
-    "Group all nodes of a batch into the steps of a walk from causes to effects."
-    d = graphs.shape[-1]
-    task, child, parent = graphs.transpose(1, 2).nonzero(as_tuple=True)  # sorted by child, then by parent
-    parent = task * d + parent
-    k = graphs.sum(1).flatten()
-    start = k.cumsum(0) - k
-    label = (generations(graphs).flatten() * (kinds.max() + 1) + kinds.flatten()) * d + k
+) -> Walk:  # causes before effects
+    "Order the nodes of a batch by generation, mechanism and number of parents."
+    d, k, kinds = graphs.shape[-1], graphs.sum(1).flatten(), kinds.flatten()
+    label = (generations(graphs).flatten()*(kinds.max() + 1) + kinds)*d + k
     order = label.argsort(stable=True)
-    sizes = label[order].unique_consecutive(return_counts=True)[1].tolist()
-    steps = []
-    for nodes in order.split(sizes):
-        slots = torch.arange(int(k[nodes[0]]), device=nodes.device)
-        steps.append(Group(int(kinds.flatten()[nodes[0]]), nodes, parent[start[nodes][:, None] + slots]))
-    return steps
+    place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+    task, child, parent = graphs.transpose(1, 2).nonzero(as_tuple=True)  # sorted by child, then by parent
+    parents = place[task*d + parent][place[task*d + child].argsort(stable=True)]  # sorted by the child's place, then by the parent's number
+    first = torch.cat([torch.ones(1, dtype=torch.bool, device=order.device), label[order].diff() != 0]).nonzero()[:, 0]
+    at = torch.stack([first, kinds[order[first]], k[order[first]]], 1).tolist()
+    groups, edge = [], 0
+    for (start, mechanism, slots), (stop, *_) in zip(at, [*at[1:], [len(order)]]):
+        edges = (stop - start)*slots
+        groups.append(Group(mechanism, slice(start, stop), parents[edge:edge + edges].view(stop - start, slots)))
+        edge += edges
+    return Walk(order, place, groups)
 
-# %% ../../nbs/datasets/04_scm.ipynb #5c6b5fc0
+# %% ../../nbs/datasets/04_scm.ipynb #99e1c886
 def at_nodes(
     tensors: dict[str, Tensor],  # each (B, d, ...)
     nodes: Tensor,  # (G,) numbered through the batch
 ) -> dict[str, Tensor]:  # each (G, ...)
-    "Pick the entries of a group's nodes."
+    "Pick the entries of some nodes."
     return {name: t.flatten(0, 1).index_select(0, nodes) for name, t in tensors.items()}
 
 def gather_parents(
-    values: Tensor,  # (B * d, n)
-    parents: Tensor,  # (G, k)
+    values: Tensor,  # (B * d, n) in the order of the walk
+    parents: Tensor,  # (G, k) places
 ) -> Tensor:  # (G, k, n)
     "The values of the parents of a group."
     return values.index_select(0, parents.flatten()).view(*parents.shape, values.shape[1])
 
 # %% ../../nbs/datasets/04_scm.ipynb #a4e7c19f
 def pieces(
-    step: Group,  # of any size
+    group: Group,  # of any size
     mechanism: Mechanism,  # whose `nodes_at_once` bounds the pieces
-) -> zip[tuple[Tensor, Tensor]]:  # nodes (g,) and parents (g, k) of each piece
-    "The nodes of a group and their parents, in pieces."
-    return zip(step.nodes.split(mechanism.nodes_at_once), step.parents.split(mechanism.nodes_at_once))
-
-# %% ../../nbs/datasets/04_scm.ipynb #d5642674
-def propagate(
-    steps: Sequence[Group],  # causes before effects
-    mechanisms: Sequence[Mechanism],  # of the batch
-    params: Sequence[dict[str, Tensor]],  # per mechanism, each (B, d, ...)
-    noise: Sequence[dict[str, Tensor]],  # per mechanism, each (B, d, n)
-    settle: Callable[[Tensor, Tensor], Tensor],  # (nodes (G,), raw (G, n)) -> what their children see (G, n)
-) -> Tensor:  # (B * d, n)
-    "Compute the values of all nodes, causes before effects."
-    B, d, n = noise[0]["u"].shape
-    values = noise[0]["u"].new_empty(B * d, n)
-    for step in steps:
-        i = step.mechanism
-        for nodes, parents in pieces(step, mechanisms[i]):
-            raw = mechanisms[i].apply(at_nodes(params[i], nodes), gather_parents(values, parents), at_nodes(noise[i], nodes))
-            values[nodes] = settle(nodes, raw)
-    return values
-
-# %% ../../nbs/datasets/04_scm.ipynb #ec2b2974
-@dataclass(frozen=True)
-class Intervention:
-    "A hard intervention: target nodes are set to values, in the units of the data."
-    targets: Tensor | Sequence[int]  # bool (d,), (B, d) or (B, n, d), or a list of node numbers
-    values: Tensor | Sequence[float] | float  # broadcastable to targets, or one per listed node
-
-    def expand(self, B: int, d: int) -> Intervention:
-        "The same with tensors: targets bool and values float32, (B, n, d) or (B, 1, d)."
-        targets, values = self.targets, torch.as_tensor(self.values, dtype=torch.float32)
-        if not isinstance(targets, Tensor): targets, values = _from_list(targets, values, d)
-        if targets.shape[-1] != d: raise InputError(f"an intervention names {targets.shape[-1]} nodes, but the model has {d}.")
-        values = values.to(targets.device).expand(torch.broadcast_shapes(values.shape, targets.shape))
-        return Intervention(*(_with_rows(t, B) for t in (targets.expand(values.shape), values)))
-
-# %% ../../nbs/datasets/04_scm.ipynb #6382d207
-def _from_list(nodes: Sequence[int], values: Tensor, d: int) -> tuple[Tensor, Tensor]:
-    "Targets and values, both (d,), from a list of node numbers and their values."
-    outside = [j for j in nodes if not 0 <= j < d]
-    if outside: raise InputError(f"an intervention names node {outside[0]}, but the model has the nodes 0 to {d - 1}.")
-    if values.ndim and len(values) != len(nodes): raise InputError(f"an intervention has {len(nodes)} targets but {len(values)} values.")
-    index = torch.as_tensor(list(nodes), dtype=torch.long)
-    return torch.zeros(d, dtype=torch.bool).index_fill(0, index, True), torch.zeros(d).index_copy(0, index, values.expand(len(nodes)))
-
-def _with_rows(t: Tensor, B: int) -> Tensor:
-    "(d,), (B, d) or (B, n, d) to (B, n or 1, d)."
-    if t.ndim == 1: return t.expand(B, 1, -1)
-    if t.shape[0] != B: raise InputError(f"an intervention is for {t.shape[0]} tasks, but the batch has {B}.")
-    return t[:, None] if t.ndim == 2 else t
+) -> Iterator[tuple[slice, Tensor]]:  # places, and parents (g, k) of each piece
+    "The places of a group and the parents of the nodes there, in pieces."
+    start, stop, most = group.span.start, group.span.stop, mechanism.nodes_at_once
+    if stop - start <= most: return iter([(group.span, group.parents)])
+    return ((slice(i, min(i + most, stop)), group.parents[i - start:i - start + most]) for i in range(start, stop, most))
 
 # %% ../../nbs/datasets/04_scm.ipynb #b62aa68e
 @dataclass(frozen=True)
@@ -136,7 +100,12 @@ class SCMBatch:
     standardise: str  # "internal", "post" or "none"
     mean: Tensor | None = None  # (B, d) frozen means of the raw values
     sd: Tensor | None = None  # (B, d) frozen standard deviations of the raw values
-    interventions: tuple[Intervention, ...] = ()  # in force, expanded; a later one overrides
+    interventions: tuple[Intervention, ...] = ()  # in force, expanded, in the order in which they were made
+    memory: Memory = field(default_factory=lambda: Memory(), compare=False, repr=False)  # what mechanisms that remember have returned so far
+    walk: Walk | None = field(default=None, compare=False, repr=False)  # made from graphs and kinds
+
+    def __post_init__(self):
+        if self.walk is None: object.__setattr__(self, "walk", plan(self.graphs, self.kinds))
 
     def __len__(self) -> int: return len(self.graphs)
     def __getitem__(self, positions: int | slice | Sequence[int]) -> SCMBatch: return _select(self, positions)
@@ -144,26 +113,31 @@ class SCMBatch:
     @property
     def d(self) -> int: return self.graphs.shape[-1]
 
-    @cached_property
-    def steps(self) -> list[Group]: return plan(self.graphs, self.kinds)
-
     def noise(self, n: int, purpose: str) -> list[dict[str, Tensor]]:
-        "All that is random in n rows, per mechanism: each (B, d, n)."
-        drawn = [m.noise(self.streams, purpose, n, self.d, self.law) for m in self.mechanisms]
-        return [{name: t.to(self.graphs.device) for name, t in one.items()} for one in drawn]
+        "All that is random in n rows, per mechanism: each (B * d, n), in the order of the walk."
+        return _noise(self, n, purpose)
 
-    def sample(self, n: int, purpose: str = "noise/train", do: Intervention | None = None) -> Tensor:
+    def sample(self, n: int, purpose: str = "noise/train", do: Intervention | Mapping[int, float] | None = None) -> Tensor:
         "n rows of each task, (B, n, d) float32. The same purpose gives the same noise, under an intervention too."
+        if n < 1: raise InputError(f"{n} rows are asked for; a sample needs at least 1.")
         if do is not None: return self.do(do).sample(n, purpose)
-        return _sample(self, self.noise(n, purpose))
+        return _sample(self, n, purpose)
 
-    def do(self, intervention: Intervention) -> SCMBatch:
-        "The mutilated models: the same functions and constants, but targets are set."
-        return replace(self, interventions=(*self.interventions, intervention.expand(len(self), self.d)))
+    def do(self, intervention: Intervention | Mapping[int, float]) -> SCMBatch:
+        "The mutilated models: the same functions and constants, but targets are set or shifted."
+        return replace(self, interventions=(*self.interventions, as_intervention(intervention).expand(len(self), self.d)))
 
     def to(self, device: str | torch.device) -> SCMBatch:
         "The same batch on another device."
         return _map_tensors(self, lambda t: t.to(device))
+
+# %% ../../nbs/datasets/04_scm.ipynb #4110b493
+class Memory(dict):
+    "(task index, node) -> what the node's mechanism remembers."
+
+    def of(self, streams: TaskStreams, d: int, nodes: Tensor) -> list[dict[str, Any]]:
+        "The memories of some nodes, numbered through the batch; empty ones are made."
+        return [self.setdefault((streams.indices[g//d], g % d), {}) for g in nodes.tolist()]
 
 # %% ../../nbs/datasets/04_scm.ipynb #43e6c194
 class SCMInstance(SCMBatch):
@@ -179,10 +153,11 @@ def _map_tensors(batch: SCMBatch, f: Callable[[Tensor], Tensor], cls: type | Non
     "Apply `f` to each tensor of a batch."
     def mapped(value: Any) -> Any:
         if isinstance(value, Tensor): return f(value)
+        if isinstance(value, Memory): return value
         if isinstance(value, dict): return {name: f(t) for name, t in value.items()}
-        if isinstance(value, Intervention): return Intervention(f(value.targets), f(value.values))
+        if isinstance(value, Intervention): return replace(value, **{name: f(t) for name in ("targets", "values", "sd") if isinstance(t := getattr(value, name), Tensor)})
         return tuple(mapped(v) for v in value) if isinstance(value, tuple) else value
-    values = {field.name: mapped(getattr(batch, field.name)) for field in fields(batch)}
+    values = {field.name: mapped(getattr(batch, field.name)) for field in fields(batch) if field.name != "walk"}
     return (cls or type(batch))(**(values | changes))
 
 def _select(batch: SCMBatch, positions: int | slice | Sequence[int]) -> SCMBatch:
@@ -192,36 +167,98 @@ def _select(batch: SCMBatch, positions: int | slice | Sequence[int]) -> SCMBatch
     return _map_tensors(batch, lambda t: t[index.to(t.device)], cls, streams=batch.streams[index.tolist()])
 
 # %% ../../nbs/datasets/04_scm.ipynb #be10af76
-def _sample(
-    batch: SCMBatch,  # with frozen constants
-    noise: list[dict[str, Tensor]],  # per mechanism, each (B, d, n)
-) -> Tensor:  # (B, n, d)
-    "Run the structural assignments on given noise."
-    mean, sd = batch.mean.flatten()[:, None], batch.sd.flatten()[:, None]
-    inside, post = batch.standardise == "internal", batch.standardise == "post"
-    targets, values = _in_force(batch)
-    if post and values is not None: values = mean + sd * values
+def _noise(batch: SCMBatch, n: int, purpose: str) -> list[dict[str, Tensor]]:
+    "All that is random in n rows, per mechanism: each (B * d, n), in the order of the walk."
+    def in_order(t: Tensor) -> Tensor: return t.to(batch.graphs.device).flatten(0, 1).index_select(0, batch.walk.order)
+    u, drawn = in_order(by_node(NOISES[batch.law](batch.streams, purpose, (n, batch.d)))), []
+    for i, mechanism in enumerate(batch.mechanisms):
+        extras = spread(batch.kinds, i, lambda at, m=mechanism: m.noise(batch.streams[at], purpose, n, batch.d))
+        drawn.append({"u": u, **{name: in_order(t) for name, t in extras.items()}})
+    return drawn
 
-    def settle(nodes: Tensor, raw: Tensor) -> Tensor:
-        if inside: raw = (raw - mean[nodes]) / sd[nodes]
-        return raw if targets is None else torch.where(targets[nodes], values[nodes], raw)
-
-    x = propagate(batch.steps, batch.mechanisms, batch.params, noise, settle)
-    if post: x = (x - mean) / sd
-    if post and targets is not None: x = torch.where(targets, _in_force(batch)[1], x)  # exactly, without the detour
-    return x.view(len(batch), batch.d, -1).transpose(1, 2).contiguous()
+def spread(
+    kinds: Tensor,  # (B, d) int64, which mechanism each node has
+    i: int,  # a mechanism
+    draw: Callable[[list[int]], dict[str, Tensor]],  # positions of some tasks -> tensors (tasks, ...)
+) -> dict[str, Tensor]:  # each (B, ...), zero for the other tasks
+    "Draw for the tasks that use mechanism i, and leave zeros elsewhere."
+    used = (kinds == i).any(1)
+    if used.all(): return {name: t.contiguous() for name, t in draw(list(range(len(kinds)))).items()}
+    at = used.nonzero()[:, 0].tolist()
+    if not at: return {}
+    return {name: t.new_zeros(len(kinds), *t.shape[1:]).index_copy_(0, torch.tensor(at), t) for name, t in draw(at).items()}
 
 # %% ../../nbs/datasets/04_scm.ipynb #8b66faf1
-def _in_force(
-    batch: SCMBatch,  # with its interventions
-) -> tuple[Tensor | None, Tensor | None]:  # targets and values, each (B * d, n or 1)
-    "All interventions folded into one mask and its values; a later one overrides."
-    targets = values = None
-    for one in batch.interventions:
-        values = one.values if values is None else torch.where(one.targets, one.values, values)
-        targets = one.targets if targets is None else one.targets | targets
-    if targets is None: return None, None
-    return tuple(t.transpose(1, 2).flatten(0, 1) for t in (targets, values))
+def evaluate(
+    batch: SCMBatch,  # B models
+    i: int,  # one of its mechanisms
+    span: slice,  # G places of the walk where nodes have that mechanism
+    parents: Tensor,  # (G, k, n) as children see them
+    noise: dict[str, Tensor],  # each (B * d, n), in the order of the walk
+) -> Tensor:  # (G, n)
+    "The raw values of a group of nodes given their parents."
+    mechanism, nodes = batch.mechanisms[i], batch.walk.order[span]
+    known = {"memory": batch.memory.of(batch.streams, batch.d, nodes)} if mechanism.remembers else {}
+    return mechanism.apply(at_nodes(batch.params[i], nodes), parents, {name: t[span] for name, t in noise.items()}, **known)
+
+def propagate(
+    batch: SCMBatch,  # B models
+    noise: Sequence[dict[str, Tensor]],  # per mechanism, each (B * d, n), in the order of the walk
+    settle: Callable[[slice, Tensor], Tensor],  # (places, raw (G, n)) -> what their children see (G, n)
+    learn: bool = False,  # whether mechanisms estimate their own constants on these rows
+) -> Tensor:  # (B * d, n), in the order of the walk
+    "Compute the values of all nodes, causes before effects."
+    values = torch.empty_like(noise[0]["u"])
+    for group in batch.walk.groups:
+        i = group.mechanism
+        for span, parents in pieces(group, batch.mechanisms[i]):
+            seen = gather_parents(values, parents)
+            if learn: _learn(batch, i, batch.walk.order[span], seen)
+            values[span] = settle(span, evaluate(batch, i, span, seen, noise[i]))
+    return values
+
+def _learn(batch: SCMBatch, i: int, nodes: Tensor, parents: Tensor) -> None:
+    "Put a mechanism's own constants, estimated on the reference sample, into its parameters."
+    if type(batch.mechanisms[i]).reference is Mechanism.reference: return
+    for name, value in batch.mechanisms[i].reference(at_nodes(batch.params[i], nodes), parents).items():
+        batch.params[i][name].view(-1, *value.shape[1:])[nodes] = value
+
+# %% ../../nbs/datasets/04_scm.ipynb #86c66995
+def in_walk(
+    batch: SCMBatch,  # B models
+    per_node: Tensor,  # (B, d) one number per node
+) -> Tensor:  # (B * d, 1)
+    "Numbers of nodes in the order of the walk, to be combined with values."
+    return per_node.flatten()[batch.walk.order, None]
+
+def as_data(
+    batch: SCMBatch,  # B models
+    values: Tensor,  # (B * d, n) in the order of the walk
+) -> Tensor:  # (B, n, d)
+    "Values in the layout of data: a view, whose rows lie side by side in memory."
+    return values.index_select(0, batch.walk.place).view(len(batch), batch.d, -1).transpose(1, 2)
+
+# %% ../../nbs/datasets/04_scm.ipynb #d23c5b05
+def _sample(
+    batch: SCMBatch,  # with frozen constants
+    n: int,  # rows
+    purpose: str,  # of the noise
+) -> Tensor:  # (B, n, d)
+    "Run the structural assignments on fresh noise."
+    mean, sd = in_walk(batch, batch.mean), in_walk(batch, batch.sd)
+    inside, post = batch.standardise == "internal", batch.standardise == "post"
+    force = force_data = fold(batch.interventions, batch.streams, purpose, n, batch.walk.order)
+    if post and force is not None:
+        force = replace(force, values=mean + sd*force.values, offset=None if force.offset is None else sd*force.offset)
+
+    def settle(span: slice, raw: Tensor) -> Tensor:
+        if inside: raw = (raw - mean[span]).div_(sd[span])
+        return raw if force is None else force(span, raw)
+
+    x = propagate(batch, batch.noise(n, purpose), settle)
+    if post: x = (x - mean)/sd
+    if post and force is not None and force.offset is None: x = torch.where(force_data.targets, force_data.values, x)  # exactly, without the detour
+    return as_data(batch, x)
 
 # %% ../../nbs/datasets/04_scm.ipynb #acc2f0e9
 REFERENCE_ROWS = 500
@@ -230,28 +267,58 @@ def freeze(
     batch: SCMBatch,  # without constants
 ) -> SCMBatch:  # with them
     "Estimate each node's mean and standard deviation on a reference sample, in the same walk that uses them."
-    mean, sd = (torch.empty(batch.graphs.shape[0] * batch.d) for _ in range(2))
+    mean, sd = torch.empty(2, len(batch)*batch.d, 1, device=batch.graphs.device)  # in the order of the walk
 
-    def settle(nodes: Tensor, raw: Tensor) -> Tensor:
-        exact = raw.double()
-        m, s = exact.mean(1), exact.std(1)
-        mean[nodes], sd[nodes] = m.float(), torch.where(s > 1e-9, s, 1.).float()
-        return (raw - mean[nodes, None]) / sd[nodes, None] if batch.standardise == "internal" else raw
+    def settle(span: slice, raw: Tensor) -> Tensor:
+        mean[span] = m = raw.mean(1, keepdim=True)
+        centred = raw - m
+        s = torch.linalg.vector_norm(centred, dim=1, keepdim=True).mul_((REFERENCE_ROWS - 1)**-.5)
+        sd[span] = s = torch.where(s > 1e-7*m.abs() + 1e-9, s, 1.)  # a constant column is not scaled
+        return centred.div_(s) if batch.standardise == "internal" else raw
 
-    propagate(batch.steps, batch.mechanisms, batch.params, batch.noise(REFERENCE_ROWS, "standardise"), settle)
-    return replace(batch, mean=mean.view(len(batch), -1), sd=sd.view(len(batch), -1))
+    propagate(batch, batch.noise(REFERENCE_ROWS, "standardise"), settle, learn=True)
+    mean, sd = (t[batch.walk.place].view(len(batch), -1) for t in (mean, sd))
+    return replace(batch, mean=mean, sd=sd)
 
 # %% ../../nbs/datasets/04_scm.ipynb #1c7437e5
-class SCMFamily(Strict):
-    "A distribution over structural causal models."
-    graph: GraphConfig  # how graphs are drawn
+class Component(Strict):
+    "One mechanism of a mixture."
+    weight: float = Field(gt=0, le=1)  # the proportion of nodes, or of tasks, that have it
     mechanism: MechanismConfig  # how effects follow from causes
+
+def _components(given: Any) -> Any:
+    "Let a plain number stand for the mechanism of that name with its defaults."
+    if not isinstance(given, Mapping): return given
+    def read(name: str, value: Any) -> Any:
+        if isinstance(value, (int, float)): return {"weight": value, "mechanism": {"type": one_of(name, MECHANISMS, "mechanism")}}
+        return value
+    return {name: read(name, value) for name, value in given.items()}
+
+# %% ../../nbs/datasets/04_scm.ipynb #af20415b
+class SCMFamily(Strict):
+    "A distribution over structural causal models. Give exactly one of `mechanism`, `mechanisms`."
+    graph: GraphConfig  # how graphs are drawn
+    mechanism: MechanismConfig | None = None  # how effects follow from causes
+    mechanisms: dict[str, Component] | None = None  # a mixture: name -> weight, or {weight, mechanism}
+    per: Literal["node", "graph"] | None = None  # of a mixture: whether each node or each task draws its mechanism
     noise: str = "gaussian"  # the law of the noise, a name of `NOISES`
     standardise: Literal["internal", "post", "none"] = "internal"  # where values are standardised
+
+    _read = field_validator("mechanisms", mode="before")(staticmethod(_components))
 
     @field_validator("noise")
     @classmethod
     def _known(cls, name: str) -> str: return one_of(name, NOISES, "noise")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SCMFamily:
+        _check_family(self)
+        return self
+
+    @property
+    def components(self) -> list[Component]:
+        "All mechanisms with their proportions."
+        return list(self.mechanisms.values()) if self.mechanisms else [Component(weight=1., mechanism=self.mechanism)]
 
     def sample(
         self,
@@ -259,84 +326,65 @@ class SCMFamily(Strict):
         d: int,  # nodes
     ) -> SCMBatch:  # B models with frozen constants
         "One model per task."
-        graphs = self.graph.sample(streams, d)
-        params = {name: p.contiguous() for name, p in self.mechanism.init(streams, graphs).items()}
-        kinds = torch.zeros(graphs.shape[:2], dtype=torch.long)
-        return freeze(SCMBatch(streams, graphs, kinds, (self.mechanism,), (params,), self.noise, self.standardise))
+        if d < 1: raise InputError(f"{d} nodes are asked for; a model needs at least 1.")
+        return _draw_models(self, streams, d)
 
-# %% ../../nbs/datasets/04_scm.ipynb #e73c1ced
-def resample(
-    batch: SCMBatch,  # B models
-    data: Tensor,  # (B, n, d) in the units of the data
-    purpose: str,  # of the fresh noise
-) -> Tensor:  # (B, n, d)
-    "Draw every node anew given its parents' values in `data`."
-    values, restore = _inside(batch, data)
-    noise, out = batch.noise(data.shape[1], purpose), torch.empty_like(values)
-    for step in batch.steps:
-        i = step.mechanism
-        for nodes, parents in pieces(step, batch.mechanisms[i]):
-            out[nodes] = batch.mechanisms[i].apply(at_nodes(batch.params[i], nodes), gather_parents(values, parents), at_nodes(noise[i], nodes))
-    return restore(out)
+# %% ../../nbs/datasets/04_scm.ipynb #e45ea0af
+def _check_family(family: SCMFamily) -> None:
+    "The parts of a family fit together."
+    if (family.mechanism is None) == (family.mechanisms is None): raise InputError("give exactly one of mechanism, mechanisms.")
+    if (family.mechanisms is None) != (family.per is None): raise InputError("a mixture of mechanisms needs per: node or graph, and nothing else may have it.")
+    if family.mechanisms is not None:
+        total = sum(c.weight for c in family.mechanisms.values())
+        if abs(total - 1) > 1e-6: raise InputError(f"the proportions of mechanisms sum to {total:g}; they must sum to 1.")
+    raw = [c.mechanism.type for c in family.components if c.mechanism.needs_raw_parents]
+    if raw and family.standardise != "none": raise InputError(f"mechanism {raw[0]} is defined on raw values; say standardise: none.")
 
-# %% ../../nbs/datasets/04_scm.ipynb #f291abe4
-def _inside(
-    batch: SCMBatch,  # B models
-    data: Tensor,  # (B, n, d)
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:  # (B * d, n) as children see it, and raw values (B * d, n) -> data
-    "Data in the units in which mechanisms see parents, and the way from a mechanism's raw output to data."
-    mean, sd = batch.mean.flatten()[:, None], batch.sd.flatten()[:, None]
-    values = data.transpose(1, 2).flatten(0, 1)
-    if batch.standardise == "post": values = values * sd + mean
-    def restore(raw: Tensor) -> Tensor:
-        if batch.standardise != "none": raw = (raw - mean) / sd
-        return raw.view(len(batch), batch.d, -1).transpose(1, 2)
-    return values, restore
+def _draw_models(family: SCMFamily, streams: TaskStreams, d: int) -> SCMBatch:
+    "Graphs, kinds, parameters and constants of B models."
+    graphs = family.graph.sample(streams, d)
+    kinds, mechanisms = draw_kinds(family, streams, d), tuple(c.mechanism for c in family.components)
+    params = tuple(spread(kinds, i, lambda at, m=m: m.init(streams[at], graphs[at])) for i, m in enumerate(mechanisms))
+    return freeze(SCMBatch(streams, graphs, kinds, mechanisms, params, family.noise, family.standardise))
 
-# %% ../../nbs/datasets/04_scm.ipynb #d1b57496
-def signal(
-    batch: SCMBatch,  # B models
-    n: int = 1000,  # rows
-) -> Tensor:  # (B, d): the share of each node's variance that its parents explain; nan at roots
-    "The correlation of twins: each node drawn twice with the same parents and independent noise."
-    x = batch.sample(n, "noise/twin/first")
-    first, second = (y - y.mean(1, keepdim=True) for y in (x, resample(batch, x, "noise/twin/second")))
-    share = (first * second).mean(1) / (first.square().mean(1) * second.square().mean(1)).sqrt()
-    return torch.where(batch.graphs.any(1), share, torch.nan)
-
-# %% ../../nbs/datasets/04_scm.ipynb #ce15a073
-def varsortability(
-    data: Tensor,  # (B, n, d)
-    graphs: Tensor,  # (B, d, d) bool
-) -> Tensor:  # (B,) in [0, 1]; .5 where scales say nothing about the order; nan without edges
-    "The share of directed paths along which the marginal variance increases (ties count half)."
-    variance = data.double().var(1)
-    ratio = variance[:, None, :] / variance[:, :, None]  # [i, j]: variance of j over that of i
-    increases = (ratio > 1 + 1e-9).double() + .5 * ((ratio - 1).abs() <= 1e-9)
-    edges, reach = graphs.float(), graphs.float()
-    counts = torch.zeros_like(variance[:, :1, None].expand_as(ratio))
-    for _ in range(graphs.shape[-1] - 1):  # reach: joined by a path of this many edges
-        if not reach.any(): break
-        counts = counts + reach
-        reach = (reach @ edges > 0).float()
-    return (counts * increases).sum((1, 2)) / counts.sum((1, 2))
+def draw_kinds(
+    family: SCMFamily,  # perhaps a mixture
+    streams: TaskStreams,  # B tasks
+    d: int,  # nodes
+) -> Tensor:  # (B, d) int64, positions in `family.components`
+    "Which mechanism each node has."
+    if family.per is None: return torch.zeros(len(streams), d, dtype=torch.long)
+    u = streams.uniform("mechanism/kind", (d,) if family.per == "node" else (1,))
+    edges = torch.tensor([c.weight for c in family.components], dtype=torch.float64).cumsum(0)[:-1]
+    return torch.bucketize(u.double(), edges, right=True).expand(len(streams), d).contiguous()
 
 # %% ../../nbs/datasets/04_scm.ipynb #3a50a46b
+def inside(
+    batch: SCMBatch,  # B models
+    data: Tensor,  # (B, n, d)
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:  # (B * d, n) as children see it, and raw values (B * d, n) -> data; both in the order of the walk
+    "Data in the units in which mechanisms see parents, and the way from a mechanism's raw output to data."
+    mean, sd = in_walk(batch, batch.mean), in_walk(batch, batch.sd)
+    values = data.transpose(1, 2).flatten(0, 1).index_select(0, batch.walk.order)
+    if batch.standardise == "post": values = values*sd + mean
+    def restore(raw: Tensor) -> Tensor: return as_data(batch, raw if batch.standardise == "none" else (raw - mean)/sd)
+    return values, restore
+
+# %% ../../nbs/datasets/04_scm.ipynb #c8792756
 def log_prob(
     batch: SCMBatch,  # B models whose mechanisms have densities
     data: Tensor,  # (B, n, d) in the units of the data
     intervened: Tensor | None = None,  # (B, n, d) bool, whose terms are left out
 ) -> Tensor:  # (B, n) nats
     "The log density of each row under the true model."
-    values, _ = _inside(batch, data)
-    mean, sd = batch.mean.flatten()[:, None], batch.sd.flatten()[:, None]
-    raw = values * sd + mean if batch.standardise == "internal" else values
+    values, _ = inside(batch, data)
+    mean, sd = in_walk(batch, batch.mean), in_walk(batch, batch.sd)
+    raw = values*sd + mean if batch.standardise == "internal" else values
     terms = torch.empty_like(values)
-    for step in batch.steps:
-        i = step.mechanism
-        for nodes, parents in pieces(step, batch.mechanisms[i]):
-            params = {name: p.to(values.dtype) for name, p in at_nodes(batch.params[i], nodes).items()}
-            terms[nodes] = batch.mechanisms[i].log_prob(params, gather_parents(values, parents), raw[nodes], batch.law)
-    if batch.standardise != "none": terms = terms + sd.log()
-    terms = terms.view(len(batch), batch.d, -1).transpose(1, 2)
+    for group in batch.walk.groups:
+        mechanism = batch.mechanisms[group.mechanism]
+        for span, parents in pieces(group, mechanism):
+            params = {name: p.to(values.dtype) for name, p in at_nodes(batch.params[group.mechanism], batch.walk.order[span]).items()}
+            terms[span] = mechanism.log_prob(params, gather_parents(values, parents), raw[span], batch.law)
+    terms = as_data(batch, terms if batch.standardise == "none" else terms + sd.log())
     return (terms if intervened is None else terms.masked_fill(intervened, 0.)).sum(-1)

@@ -5,14 +5,13 @@
 # %% ../../nbs/datasets/06_streams.ipynb #63a2847f
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from .interventions import InterventionalRows
 from .randomness import TaskStreams
@@ -21,9 +20,8 @@ from .scm import SCMBatch
 from .validation import InputError, one_of
 
 # %% auto #0
-__all__ = ['standardise', 'TaskBatch', 'families_of', 'sizes_of', 'mixture_batch', 'train_split', 'share_of_step',
-           'MetaIterableDataset', 'validation_batches', 'validation_batch', 'InterventionalSet', 'Task', 'draw_task',
-           'MetaFixedDataset']
+__all__ = ['standardise', 'TaskBatch', 'families_of', 'sizes_of', 'given_rows', 'mixture_models', 'mixture_batch', 'train_split',
+           'share_of_step', 'cut_at_blocks', 'MetaIterableDataset', 'validation_batches', 'validation_batch']
 
 # %% ../../nbs/datasets/06_streams.ipynb #9227cc1f
 def standardise(
@@ -84,12 +82,12 @@ def sizes_of(
 ) -> tuple[int, int]:  # (d, n) of that task and of all others of its block
     "The sizes of a task of the train mixture."
     mixture = benchmark.train
-    block = TaskStreams(root_seed, split, "mixture", (index//mixture.size_block,))
+    block = benchmark.streams(root_seed, split, "mixture", [index//mixture.size_block])
     d, n = (int(block.integers(f"sizes/{what}", 0, len(values))[0]) for what, values in (("d", mixture.d), ("n", mixture.n)))
     return mixture.d[d], mixture.n[n]
 
 # %% ../../nbs/datasets/06_streams.ipynb #4532e26b
-def _rows(
+def given_rows(
     scms: SCMBatch,  # B models
     n: int,  # rows
     interventional: InterventionalRows | None,  # which of them are under interventions
@@ -101,6 +99,22 @@ def _rows(
     chosen = interventional.intervention(scms, n)
     return scms.sample(n, "noise/train", do=chosen), chosen.targets.expand(len(scms), n, scms.d).contiguous()
 
+def mixture_models(
+    benchmark: Benchmark,  # whose train mixture is meant
+    root_seed: int,  # of the split
+    split: str,  # the split's name
+    indices: Sequence[int],  # B tasks
+    d: int,  # nodes
+) -> list[tuple[str, list[int], SCMBatch]]:  # family, positions of its tasks among `indices`, their models
+    "The models of some tasks of the train mixture, by family."
+    streams = benchmark.streams(root_seed, split, "mixture", indices)
+    names = families_of(benchmark, streams)
+    parts = []
+    for name in sorted(set(names)):
+        at = [b for b, other in enumerate(names) if other == name]
+        parts.append((name, at, benchmark.train.families[name].scm.sample(replace(streams[at], family=name), d)))
+    return parts
+
 def mixture_batch(
     benchmark: Benchmark,  # whose train mixture is meant
     root_seed: int,  # of the split
@@ -110,17 +124,15 @@ def mixture_batch(
     n: int,  # rows
 ) -> TaskBatch:  # in the order of `indices`
     "Draw tasks of the train mixture."
-    streams = TaskStreams(root_seed, split, "mixture", tuple(indices))
-    names = families_of(benchmark, streams)
-    data, graphs = torch.empty(len(names), n, d), torch.empty(len(names), d, d, dtype=torch.bool)
-    intervened = torch.empty(len(names), n, d, dtype=torch.bool)
-    for name in sorted(set(names)):
-        at = [b for b, other in enumerate(names) if other == name]
-        scms = benchmark.train.families[name].scm.sample(replace(streams[at], family=name), d)
+    B, keys = len(indices), [("", split, int(i)) for i in indices]
+    data, graphs = torch.empty(B, n, d), torch.empty(B, d, d, dtype=torch.bool)
+    intervened = torch.empty(B, n, d, dtype=torch.bool)
+    for name, at, scms in mixture_models(benchmark, root_seed, split, indices, d):
         graphs[at] = scms.graphs
-        data[at], intervened[at] = _rows(scms, n, benchmark.train.interventional_rows)
+        data[at], intervened[at] = given_rows(scms, n, benchmark.train.interventional_rows)
+        for b in at: keys[b] = (name, *keys[b][1:])
     if benchmark.standardise_input: data = standardise(data, intervened)[0]
-    return TaskBatch(data, graphs, intervened, torch.ones(len(names), d, dtype=torch.bool), [(f, split, i) for f, i in zip(names, streams.indices)])
+    return TaskBatch(data, graphs, intervened, torch.ones(B, d, dtype=torch.bool), keys)
 
 # %% ../../nbs/datasets/06_streams.ipynb #e0fbc166
 def train_split(
@@ -143,11 +155,19 @@ def share_of_step(
 def _check_stream(benchmark: Benchmark, global_batch: int, rank: int, world_size: int) -> None:
     "The numbers fit together."
     block = benchmark.train.size_block
-    if global_batch < 1 or block % global_batch:
-        raise InputError(f"global_batch is {global_batch}; benchmark {benchmark.name} needs a divisor of its size_block, {block}.")
+    if global_batch < 1 or (block % global_batch and global_batch % block):
+        raise InputError(f"global_batch is {global_batch}; benchmark {benchmark.name} needs a divisor or a multiple of its size_block, {block}.")
     if global_batch % world_size:
         raise InputError(f"global_batch is {global_batch}; it must be a multiple of the number of processes, {world_size}.")
     if not 0 <= rank < world_size: raise InputError(f"rank is {rank}; with {world_size} processes it must be from 0 to {world_size - 1}.")
+
+def cut_at_blocks(
+    indices: range,  # consecutive tasks
+    block: int,  # tasks that share a size
+) -> list[range]:  # the same tasks, in pieces within one block each
+    "Cut a range of tasks at the borders of blocks."
+    cuts = [indices.start, *range((indices.start//block + 1)*block, indices.stop, block), indices.stop]
+    return [range(a, b) for a, b in zip(cuts, cuts[1:])]
 
 # %% ../../nbs/datasets/06_streams.ipynb #f1d8a124
 class MetaIterableDataset(IterableDataset):
@@ -169,12 +189,13 @@ class MetaIterableDataset(IterableDataset):
         self.root_seed = benchmark.seeds.train if one_of(split, ("train", "validation"), "split of a stream") == "train" else benchmark.seeds.validation
         self.split = train_split(training_seed) if split == "train" else split
 
-    def at(self, step: int) -> TaskBatch:
-        "This rank's share of an optimiser step."
+    def at(self, step: int) -> list[TaskBatch]:
+        "This rank's share of an optimiser step, as micro-batches of one size each."
         indices = share_of_step(step, self.global_batch, self.rank, self.world_size)
-        return mixture_batch(self.benchmark, self.root_seed, self.split, indices, *sizes_of(self.benchmark, self.root_seed, self.split, indices[0]))
+        parts, where = cut_at_blocks(indices, self.benchmark.train.size_block), (self.benchmark, self.root_seed, self.split)
+        return [mixture_batch(*where, part, *sizes_of(*where, part[0])) for part in parts]
 
-    def __iter__(self) -> Iterator[TaskBatch]:
+    def __iter__(self) -> Iterator[list[TaskBatch]]:
         worker = get_worker_info()
         step, stride = (self.start + worker.id, worker.num_workers) if worker else (self.start, 1)
         while True:
@@ -215,74 +236,3 @@ def validation_batch(
     batches = validation_batches(benchmark)
     if len(batches) > 1: raise InputError(f"benchmark {benchmark.name} has validation tasks of {len(batches)} sizes; use validation_batches.")
     return batches[0]
-
-# %% ../../nbs/datasets/06_streams.ipynb #f77dabe9
-@dataclass(frozen=True)
-class InterventionalSet:
-    "Rows in which the same nodes were set."
-    targets: list[int]  # the nodes that were set
-    values: Tensor  # (len(targets),) float32, to what, in the units of the rows
-    rows: Tensor  # (r, d) float32
-    intervened: Tensor  # (r, d) bool, true at the targets
-
-@dataclass(frozen=True)
-class Task:
-    "One test task."
-    family: str  # name of its test family
-    seed_list: str  # "a", "b", ...
-    index: int  # number within family and seed list
-    data: Tensor  # (n, d) float32, what a method is given
-    intervened: Tensor  # (n, d) bool, entries of `data` that were set
-    graph: Tensor  # (d, d) bool, the answer
-    held_out: Tensor  # (n_test, d) float32, observational rows that no method sees
-    interventional: list[InterventionalSet]  # the benchmark's interventions
-    mean: Tensor  # (d,) float32: raw value = mean + sd * value
-    sd: Tensor  # (d,) float32; zeros and ones where the benchmark does not standardise
-    fingerprint: str = field(default="")  # SHA-256 of data, intervened and graph, computed
-
-    def __post_init__(self):
-        content = b"".join(t.contiguous().numpy().tobytes() for t in (self.data, self.intervened, self.graph))
-        object.__setattr__(self, "fingerprint", hashlib.sha256(content).hexdigest())
-
-# %% ../../nbs/datasets/06_streams.ipynb #372bd74a
-def draw_task(
-    benchmark: Benchmark,  # whose test family is meant
-    family: str,  # its name
-    index: int,  # number of the task
-    seed_list: str = "a",  # which list of test seeds
-) -> Task:  # a pure function of the four
-    "Draw one test task."
-    kind = benchmark.test[one_of(family, benchmark.test, f"test family of {benchmark.name}")]
-    root = benchmark.seeds.test[one_of(seed_list, benchmark.seeds.test, f"seed list of {benchmark.name}")]
-    scm = kind.scm.sample(TaskStreams(root, f"test/{seed_list}", family, (index,)), kind.d)
-    data, intervened = (t[0] for t in _rows(scm, kind.n, kind.interventional_rows))
-    mean, sd = standardise(data, intervened)[1:] if benchmark.standardise_input else (torch.zeros(kind.d), torch.ones(kind.d))
-    units = (lambda x: ((x.double() - mean)/sd).float()) if benchmark.standardise_input else (lambda x: x)
-    sets = []
-    for intervention, rows in benchmark.interventions.sample(scm):
-        targets = intervention.targets.reshape(-1, kind.d)[0]
-        rows = units(rows[0])
-        sets.append(InterventionalSet(targets.nonzero().flatten().tolist(), rows[0, targets], rows, targets.expand_as(rows).contiguous()))
-    held_out = scm.sample(benchmark.n_test, "noise/held_out")[0]
-    return Task(family, seed_list, index, units(data), intervened, scm.graphs[0], units(held_out), sets, mean, sd)
-
-# %% ../../nbs/datasets/06_streams.ipynb #c4526d84
-class MetaFixedDataset(Dataset):
-    "The test tasks of one seed list, in alphabetical order of families, then by index."
-
-    def __init__(
-        self,
-        benchmark: Benchmark,  # whose test tasks are meant
-        seed_list: str = "a",  # which list of test seeds
-        families: Sequence[str] | None = None,  # only these; all by default
-    ):
-        self.benchmark, self.seed_list = benchmark, one_of(seed_list, benchmark.seeds.test, f"seed list of {benchmark.name}")
-        chosen = [one_of(f, benchmark.test, f"test family of {benchmark.name}") for f in (sorted(benchmark.test) if families is None else families)]
-        self.keys = [(family, index) for family in chosen for index in range(benchmark.test[family].tasks)]
-
-    def __len__(self) -> int: return len(self.keys)
-
-    def __getitem__(self, position: int) -> Task:
-        if not -len(self) <= position < len(self): raise IndexError(position)
-        family, index = self.keys[position]
-        return draw_task(self.benchmark, family, index, self.seed_list)

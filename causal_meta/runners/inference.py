@@ -14,7 +14,7 @@ import torch
 
 from ..datasets.benchmarks import Benchmark
 from ..datasets.randomness import torch_generator
-from ..datasets.streams import MetaFixedDataset, Task
+from ..datasets.tasks import MetaFixedDataset, Task
 from ..datasets.validation import InputError, one_of
 from ..models.base import ExplicitModel, Posterior, build_model
 from .compute import measured

@@ -121,7 +121,7 @@ def restore(
 # %% ../../nbs/runners/34_pre_training.ipynb #b190f5b4
 def train_step(
     t: Training,  # changed in place
-    batch: TaskBatch,  # this rank's share of the global batch
+    share: Sequence[TaskBatch],  # this rank's share of the global batch, as micro-batches of one size each
     clip: float,  # largest global gradient norm
     rank: Rank = Rank(),  # who this process is
     seed: int = 0,  # the training seed
@@ -129,21 +129,24 @@ def train_step(
     "One optimiser step; the dropout of a step depends on (seed, step, rank) alone."
     t.model.train()
     t.optimizer.zero_grad(set_to_none=True)
+    value, parts, tasks = 0., {}, sum(len(batch) for batch in share)
     with seeded(seed, f"training/rank{rank.rank}", t.step):
-        loss = t.model.loss(batch)
-        loss.total.backward()
+        for batch in share:
+            loss, weight = t.model.loss(batch), len(batch)/tasks
+            (weight*loss.total).backward()
+            value += weight*loss.total.item()
+            for name, part in loss.parts.items(): parts[name] = parts.get(name, 0.) + weight*part
     average_gradients(t.model.parameters(), rank.world_size)
     norm = torch.nn.utils.clip_grad_norm_(t.model.parameters(), clip)
-    value = loss.total.item()
     if not (math.isfinite(value) and math.isfinite(norm.item())):
         raise FloatingPointError(f"the loss became {value} (gradient norm {norm.item()}) at step {t.step}, "
-                                 f"on tasks {batch.keys[0]} … {batch.keys[-1]}.")
+                                 f"on tasks {share[0].keys[0]} … {share[-1].keys[-1]}.")
     t.optimizer.step()
     t.scheduler.step()
     t.step += 1
-    t.tasks_seen += len(batch.keys)*rank.world_size
+    t.tasks_seen += tasks*rank.world_size
     t.model.after_step(t.step)
-    return {"loss": value, **loss.parts, "grad_norm": norm.item()}
+    return {"loss": value, **parts, "grad_norm": norm.item()}
 
 # %% ../../nbs/runners/34_pre_training.ipynb #9dfdd5b2
 @dataclass(frozen=True)
@@ -231,7 +234,7 @@ def _loop(run: RunDir, model: str, config: RunConfig, benchmark: Benchmark, rank
     bar = tqdm(total=how.steps, initial=t.step, desc=model, unit="step", disable=not (rank.is_main and sys.stderr.isatty()))
     clock, already = time.perf_counter(), t.seconds
     while t.step < how.steps:
-        line = train_step(t, next(batches).to(rank.device), how.clip, rank, config.training_seed)
+        line = train_step(t, [batch.to(rank.device) for batch in next(batches)], how.clip, rank, config.training_seed)
         t.seconds = already + time.perf_counter() - clock
         bar.update()
         stop, last = any_rank(asked.is_set(), rank), t.step == how.steps

@@ -191,8 +191,10 @@ def create_run(
                              "choose another --name, or remove the folder.")
         if run.benchmark().sha256() != benchmark.sha256():
             raise InputError(f"run '{run.path}' was made with another version of benchmark {config.benchmark}: choose another --name.")
+        if json.loads((run.path/"benchmark.json").read_text(encoding="utf-8")).get("registry") not in (None, benchmark.registry()):
+            raise InputError(f"the seed registry of run '{run.path}' is not that of benchmark {config.benchmark}: choose another --name, or remove the folder.")
     else: write_json(run.path/"environment.json", environment())
-    write_json(run.path/"benchmark.json", {"benchmark": benchmark.to_dict(), "sha256": benchmark.sha256()})
+    write_json(run.path/"benchmark.json", {"benchmark": benchmark.to_dict(), "sha256": benchmark.sha256(), "registry": benchmark.registry()})
     write_atomic(run.path/"config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return run
 
