@@ -1,5 +1,6 @@
 "A frozen benchmark cannot drift: neither its file nor its generator may change without a test failing."
 import json
+import os
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ def one_thread():
 
 @pytest.mark.parametrize("name", benchmarks())
 def test_nothing_has_drifted(name):
+    if name == "real-v1" and not os.environ.get("CAUSAL_META_DATA"): pytest.skip("real data: CAUSAL_META_DATA is not set")
+    if name == "networks-v1": pytest.importorskip("pgmpy", reason="the extra `networks` is not installed")
     assert verify(name) == {"name": name, "sha256_ok": True, "fingerprint_ok": True, "drifted": []}
 
 

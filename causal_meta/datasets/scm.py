@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from . import bge_linear, gp_features, networks, nonlinear, structured_graphs  # noqa: F401 (they register themselves)
+from . import bge_linear, gp_exact, gp_features, networks, nonlinear, structured_graphs  # noqa: F401 (they register themselves)
 from .do import Intervention, as_intervention, fold
 from .graphs import GraphConfig, generations
 from .mechanisms import MECHANISMS, Mechanism, MechanismConfig, by_node
@@ -22,7 +22,7 @@ from .randomness import TaskStreams
 from .validation import InputError, Strict, one_of
 
 # %% auto #0
-__all__ = ['REFERENCE_ROWS', 'Group', 'Walk', 'plan', 'at_nodes', 'gather_parents', 'pieces', 'SCMBatch', 'Memory', 'SCMInstance',
+__all__ = ['REFERENCE_ROWS', 'Group', 'Walk', 'plan', 'at_nodes', 'gather_parents', 'pieces', 'Memory', 'SCMBatch', 'SCMInstance',
            'spread', 'evaluate', 'propagate', 'in_walk', 'as_data', 'freeze', 'Component', 'SCMFamily', 'draw_kinds',
            'inside', 'log_prob']
 
@@ -87,6 +87,14 @@ def pieces(
     if stop - start <= most: return iter([(group.span, group.parents)])
     return ((slice(i, min(i + most, stop)), group.parents[i - start:i - start + most]) for i in range(start, stop, most))
 
+# %% ../../nbs/datasets/04_scm.ipynb #4110b493
+class Memory(dict):
+    "(task index, node) -> what the node's mechanism remembers."
+
+    def of(self, streams: TaskStreams, d: int, nodes: Tensor) -> list[dict[str, Any]]:
+        "The memories of some nodes, numbered through the batch; empty ones are made."
+        return [self.setdefault((streams.indices[g//d], g % d), {}) for g in nodes.tolist()]
+
 # %% ../../nbs/datasets/04_scm.ipynb #b62aa68e
 @dataclass(frozen=True)
 class SCMBatch:
@@ -130,14 +138,6 @@ class SCMBatch:
     def to(self, device: str | torch.device) -> SCMBatch:
         "The same batch on another device."
         return _map_tensors(self, lambda t: t.to(device))
-
-# %% ../../nbs/datasets/04_scm.ipynb #4110b493
-class Memory(dict):
-    "(task index, node) -> what the node's mechanism remembers."
-
-    def of(self, streams: TaskStreams, d: int, nodes: Tensor) -> list[dict[str, Any]]:
-        "The memories of some nodes, numbered through the batch; empty ones are made."
-        return [self.setdefault((streams.indices[g//d], g % d), {}) for g in nodes.tolist()]
 
 # %% ../../nbs/datasets/04_scm.ipynb #43e6c194
 class SCMInstance(SCMBatch):
