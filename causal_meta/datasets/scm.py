@@ -317,8 +317,8 @@ class SCMFamily(Strict):
 
     @property
     def components(self) -> list[Component]:
-        "All mechanisms with their proportions."
-        return list(self.mechanisms.values()) if self.mechanisms else [Component(weight=1., mechanism=self.mechanism)]
+        "All mechanisms with their proportions, by name: the order of keys in a file has no meaning."
+        return [c for _, c in sorted(self.mechanisms.items())] if self.mechanisms else [Component(weight=1., mechanism=self.mechanism)]
 
     def sample(
         self,
