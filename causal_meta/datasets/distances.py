@@ -15,11 +15,11 @@ from scipy import stats
 from torch import Tensor
 
 from .diagnostics import constant_columns, resample, twin_correlation
-from .graphs import ErdosRenyi, Graph, ScaleFree, edge_probability
+from .graphs import Graph, edge_probability
 from .randomness import TaskStreams, numpy_rng
 from .schema import TestFamily, TrainMixture
 from .scm import SCMBatch, SCMFamily
-from .structured_graphs import GraphMixture, flat_components, wl_hash
+from .structured_graphs import flat_components, wl_hash
 from .validation import InputError
 
 # %% auto #0
@@ -302,8 +302,8 @@ def graph_atoms(
     graph: Graph,  # perhaps a mixture
 ) -> list[Graph]:  # without mixtures
     "The families of graphs that a family is made of."
-    if isinstance(graph, GraphMixture): return [atom for _, part in flat_components(graph) for atom in graph_atoms(part)]
-    if isinstance(graph, ScaleFree) and graph.hub == "random": return [graph.model_copy(update={"hub": hub}) for hub in ("in", "out")]
+    if graph.type == "mixture": return [atom for _, part in flat_components(graph) for atom in graph_atoms(part)]
+    if graph.type == "sf" and graph.hub == "random": return [graph.model_copy(update={"hub": hub}) for hub in ("in", "out")]
     return [graph]
 
 def graph_shape(
@@ -312,7 +312,7 @@ def graph_shape(
 ) -> tuple[dict[str, Any], float | None]:  # its parameters but for the number of edges; that number, where it is a parameter
     "What kind of graphs, and how many edges are expected."
     values = graph.model_dump()
-    if isinstance(graph, ErdosRenyi): return {"type": graph.type}, edge_probability(graph, d)*d*(d - 1)/2
+    if graph.type == "er": return {"type": graph.type}, edge_probability(graph, d)*d*(d - 1)/2
     per_node = values.pop("edges_per_node", None)
     return {**values, "any_number": per_node is not None}, None if per_node is None else per_node*d
 
