@@ -69,7 +69,7 @@ def main() -> None:
         for name in FAMILIES:
             line, published = f"{name:28}", PUBLISHED.get(name.split()[0])
             for i, d in enumerate(SIZES):
-                batch = 8 if name in ("gpcde", "mixture") else 32
+                batch = {"gpcde": 8, "mixture": 32}.get(name, 128)
                 value = rate(family(name), d, 1000, batch, seconds)
                 ratio = value/published[i] if published else None
                 found["rates"].append({"family": name, "d": d, "threads": count, "batch": batch, "tasks_per_second": value, "times_published": ratio})

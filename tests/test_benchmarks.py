@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from causal_meta.datasets import mechanisms, scm
-from causal_meta.datasets.benchmarks import benchmarks, fingerprint, freeze, frozen_folder, load_benchmark, verify
+from causal_meta.datasets import gp_features, mechanisms, nonlinear, scm
+from causal_meta.datasets.benchmarks import benchmarks, drifted, fingerprint, freeze, frozen_folder, load_benchmark, verify
 from causal_meta.datasets.graphs import ErdosRenyi
 from causal_meta.datasets.schema import Benchmark
 from causal_meta.datasets.validation import InputError, parse
@@ -52,6 +52,39 @@ def linear_scale(monkeypatch):
 def neural_activation(monkeypatch):
     before = mechanisms.F.leaky_relu_
     monkeypatch.setattr(mechanisms.F, "leaky_relu_", lambda x, slope: before(x, 2*slope))
+
+
+def square_bound(monkeypatch): monkeypatch.setattr(nonlinear, "BOUND", 1.01*nonlinear.BOUND)
+
+
+def periodic_frequency(monkeypatch):
+    before = nonlinear.Periodic.mean
+    monkeypatch.setattr(nonlinear.Periodic, "mean", lambda self, params, parents: before(self, {"weight": 1.01*params["weight"]}, parents))
+
+
+def gp_amplitude(monkeypatch):
+    before = gp_features.GPCDE.init
+    def changed(self, *given):
+        params = before(self, *given)
+        return params | {"amplitude": 1.01*params["amplitude"]}
+    monkeypatch.setattr(gp_features.GPCDE, "init", changed)
+
+
+@pytest.mark.parametrize("change, name", [(square_bound, "mechanism/square"), (periodic_frequency, "mechanism/periodic"), (gp_amplitude, "id/gpcde_er")])
+def test_changed_constant_of_each_kind(monkeypatch, change, name):
+    "A change of one per cent in a mechanism of the audit is noticed, and only where that mechanism is used."
+    seal = json.loads((frozen_folder()/"audit-small-v1.json").read_text())["fingerprint"]
+    benchmark = load_benchmark("audit-small-v1")
+    assert name in benchmark.test
+    few = benchmark.model_copy(update={"test": {k: v for k, v in benchmark.test.items() if k in (name, "id/linear_er")}})
+    kept = {f"{k}@{s}" for k in (name, "id/linear_er") for s in "abc"}
+    seal = seal | {"sketches": {k: v for k, v in seal["sketches"].items() if k in kept}}
+    def found():
+        now = fingerprint(few, seal["columns"])
+        return set(drifted(seal | {"graphs": now["graphs"]}, now | {"sketches": {k: v for k, v in now["sketches"].items() if k in kept}}))
+    assert not found()
+    change(monkeypatch)
+    assert found() == {f"{name}@{s}" for s in "abc"}
 
 
 def reference_rows(monkeypatch): monkeypatch.setattr(scm, "REFERENCE_ROWS", scm.REFERENCE_ROWS + 100)

@@ -63,7 +63,7 @@ def sketch(
     return float(weights @ x.astype(np.float64).ravel()/np.sqrt(x.size))
 
 # %% ../../nbs/datasets/07_benchmarks.ipynb #edefd413
-NUDGE, STABLE = 1e-6, 1e-4  # shift of every node; largest resulting change of a column that counts as stable, in its standard deviations
+NUDGE, STABLE = 1e-5, 1e-3  # shift of every node; largest resulting change of a column that counts as stable, in its standard deviations
 
 def stable_columns(
     scms: SCMBatch,  # B models

@@ -226,7 +226,7 @@ class NeuralNet(Mechanism):
     type: Literal["neural_net"] = "neural_net"
     width: int = Field(32, ge=1)  # units of each of the two hidden layers
     slope: float = .01  # of LeakyReLU, where its input is negative
-    nodes_at_once: ClassVar[int] = 16
+    nodes_at_once: ClassVar[int] = 32
 
     def init(self, streams: TaskStreams, graphs: Tensor) -> dict[str, Tensor]:
         "The weights of one network per node, as (B, d, inputs, outputs) with the noise as the last input."
@@ -246,7 +246,7 @@ class NeuralNet(Mechanism):
         weight = torch.cat([params["parents"][:, :k], params["noise"][:, None]], 1)
         h = F.leaky_relu_(layer(weight, params["bias1"], inputs), self.slope)
         h = F.leaky_relu_(layer(params["hidden"], params["bias2"], h), self.slope)
-        return layer(params["output"][:, :, None].expand(-1, -1, 4), params["bias3"], h)[:, 0]  # see the last section for the 4
+        return h.mul_(params["output"][:, :, None]).sum(1).add_(params["bias3"])  # not a product of matrices: see the last section
 
 # %% ../../nbs/datasets/03_mechanisms.ipynb #be85f8d4
 def layer(
@@ -255,7 +255,7 @@ def layer(
     x: Tensor,  # (G, inputs, n)
 ) -> Tensor:  # (G, outputs, n)
     "One affine layer per node."
-    return torch.bmm(weight.transpose(1, 2), x).add_(bias[:, :, None])
+    return torch.baddbmm(bias[:, :, None], weight.transpose(1, 2), x)
 
 # %% ../../nbs/datasets/03_mechanisms.ipynb #a71da992
 MECHANISMS: dict[str, type[Mechanism]] = {"linear": Linear, "neural_net": NeuralNet}
