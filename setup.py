@@ -36,6 +36,7 @@ setup(
     install_requires=lines("requirements"),
     extras_require={k.removesuffix("_requirements"): lines(k) for k in cfg if k.endswith("_requirements")},
     # the second: where nbdev, in this project and in others, looks up the pages that names link to
-    entry_points={"console_scripts": lines("console_scripts"), "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={"console_scripts": lines("console_scripts"), "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
+                  "papermill.engine": lines("papermill_engines")},
     cmdclass={"build_py": BuildWithJobs},
 )

@@ -37,6 +37,7 @@ def run(
     name: Annotated[Optional[str], typer.Option(help="Another name for the run.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value, any depth: pre_training.steps=50.")] = None,
     executor: Annotated[str, typer.Option(help="local, or slurm: four chained jobs.")] = "local",
+    fork: Annotated[bool, typer.Option("--fork", help="Go on from the checkpoints of a run that had another configuration or benchmark.")] = False,
     experiments: Experiments = Path("experiments"),
 ) -> None:
     "Pre-train, infer, evaluate and report: everything a configuration asks for, from where it stands."
@@ -46,10 +47,10 @@ def run(
     from causal_meta.runners.runs import create_run
 
     if one_of(executor, ["local", "slurm"], "executor") == "slurm":
-        made = create_run(load_config(config, settings or [], name), experiments)
+        made = create_run(load_config(config, settings or [], name), experiments, fork)
         typer.echo(f"submitted {made.path} as jobs {', '.join(submit(made))}")
         return
-    _show_results(run_pipeline(config, settings or [], name, experiments, live=sys.stdout))
+    _show_results(run_pipeline(config, settings or [], name, experiments, live=sys.stdout, fork=fork))
 
 def _show_results(run) -> None:
     "The result table of a run, and where its report is."
@@ -153,6 +154,7 @@ def main() -> None:
         print(f"causal-meta: {e}", file=sys.stderr)
         sys.exit(2)
     except Exception as e:
-        if type(e).__name__ != "Preempted": raise
+        code = {"Preempted": 85, "Diverged": 1}.get(type(e).__name__)  # by name: importing torch takes seconds
+        if code is None: raise
         print(f"causal-meta: {e}", file=sys.stderr)
-        sys.exit(85)
+        sys.exit(code)

@@ -24,6 +24,7 @@ from .runners.evaluation import evaluate
 from .runners.inference import infer
 from .runners.pre_training import Preempted, pre_train
 from .runners.runs import RunDir, create_run, write_json
+from .runners.steps import Diverged
 
 # %% auto #0
 __all__ = ['STAGES', 'MICRO', 'KERNEL_ENVIRONMENT', 'stage_notebook', 'check_parameters', 'only_parameters', 'open_job',
@@ -109,8 +110,11 @@ def execute(
     live: Any = None,  # a file to which its printed lines go as they come, such as sys.stdout
 ) -> Path:  # the executed copy
     "Execute a notebook with this interpreter; a mistake in it is raised here."
+    import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
+
+    from causal_meta.runners.engine import Stopped
 
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -118,13 +122,17 @@ def execute(
     try:
         with own_kernel():
             papermill.execute_notebook(str(notebook), str(provisional), dict(parameters), kernel_name="python3", progress_bar=False,
-                                       stdout_file=live, cwd=os.getcwd())
+                                       stdout_file=live, cwd=os.getcwd(), engine_name="causal_meta")
         os.replace(provisional, output)
-        failed.unlink(missing_ok=True)
+        for old in (failed, output.with_suffix(".stopped.ipynb")): old.unlink(missing_ok=True)
+    except Stopped:
+        said = [o.evalue for cell in nbformat.read(provisional, 4).cells for o in cell.get("outputs", []) if o.output_type == "error"]
+        os.replace(provisional, output.with_suffix(".stopped.ipynb"))
+        raise Preempted(said[-1] if said else f"{notebook.stem}: asked to stop; what was finished is kept.") from None
     except PapermillExecutionError as e:
         os.replace(provisional, failed)
-        if e.ename == "InputError": raise InputError(e.evalue) from None
-        if e.ename == "Preempted": raise Preempted(e.evalue) from None
+        for mistake in (InputError, Diverged):
+            if e.ename == mistake.__name__: raise mistake(e.evalue) from None
         raise RuntimeError(f"{notebook.stem} failed with {e.ename}: {e.evalue} (see '{failed}').") from None
     finally: provisional.unlink(missing_ok=True)
     return output
@@ -152,9 +160,10 @@ def run_pipeline(
     name: str | None = None,  # another name for the run
     experiments: str | Path = "experiments",  # the folder of all runs
     live: Any = None,  # a file to which progress goes, such as sys.stdout
+    fork: bool = False,  # go on from the checkpoints of a run that was made with another configuration
 ) -> RunDir:  # done
     "Make or reopen a run and execute its four stages here."
-    run = create_run(load_config(config, settings, name), experiments)
+    run = create_run(load_config(config, settings, name), experiments, fork)
     for number, stage in enumerate(STAGES, 1):
         if live: print(f"[{number}/{len(STAGES)}] {stage}", file=live, flush=True)
         run_stage(stage, run, live)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Attention', 'normed_projections', 'heads_attend', 'Block', 'along', 'mask_or_none']
+__all__ = ['Attention', 'normed_projections', 'heads_attend', 'Block', 'along', 'mask_or_none', 'full_precision']
 
 # %% ../../nbs/models/10a_attention.ipynb #e7afa7c5
 class Attention(nn.Module):
@@ -110,3 +110,10 @@ def mask_or_none(
 ) -> Tensor | None:  # None where every node is real, so that attention can take its fastest path
     "Drop a mask that masks nothing."
     return None if bool(node_mask.all()) else node_mask
+
+# %% ../../nbs/models/10a_attention.ipynb #612c90e3
+def full_precision(
+    x: Tensor,  # of any floating type
+) -> Tensor:  # float32, or float64 if it was
+    "Leave half precision."
+    return x if x.dtype == torch.float64 else x.float()

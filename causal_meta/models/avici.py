@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..datasets.graphs import is_dag
-from .attention import Block, along, mask_or_none
+from .attention import Block, along, full_precision, mask_or_none
 from .base import AmortisedModel, Budget, Loss, Posterior, Sized, complete, pair_mask, register, within
 
 # %% auto #0
@@ -59,7 +59,7 @@ class CosineHead(nn.Module):
         self,
         nodes: Tensor,  # (B, d, D)
     ) -> Tensor:  # (B, d, d) float32 logits, the diagonal included
-        u, v = (F.normalize(f(nodes).float(), dim=-1) for f in (self.cause, self.effect))
+        u, v = (F.normalize(full_precision(f(nodes)), dim=-1) for f in (self.cause, self.effect))
         with torch.autocast(nodes.device.type, enabled=False): cosine = u @ v.transpose(-1, -2)
         return self.log_scale.exp() * cosine + self.bias
 
@@ -69,8 +69,9 @@ class AviciConfig(Sized):
     SIZES = {
         "tiny": dict(dim=32, layers=2, heads=2, key_size=16, dropout=0., dual_every=10, dual_rate=3e-4, dual_warmup=100, ema_rate=.05),
         "small": dict(dim=64, layers=4, heads=4, key_size=16, dropout=.1, dual_every=100, dual_rate=3e-4, dual_warmup=1000, ema_rate=.01),
-        "base": dict(dim=128, layers=8, heads=8, key_size=32, dropout=.1, dual_every=500, dual_rate=1e-4, dual_warmup=50_000, ema_rate=1e-4)}
-    size: Literal["tiny", "small", "base"] = "small"
+        "base": dict(dim=128, layers=4, heads=8, key_size=16, dropout=.1, dual_every=500, dual_rate=1e-4, dual_warmup=50_000, ema_rate=1e-4),
+        "paper": dict(dim=128, layers=8, heads=8, key_size=32, dropout=.1, dual_every=500, dual_rate=1e-4, dual_warmup=50_000, ema_rate=1e-4)}
+    size: Literal["tiny", "small", "base", "paper"] = "small"
     dim: int = Field(gt=0)  # width D
     layers: int = Field(gt=0)  # pairs of blocks: over nodes, then over rows
     heads: int = Field(gt=0)  # attention heads

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from .attention import Attention, Block, along, mask_or_none
+from .attention import Attention, Block, along, full_precision, mask_or_none
 from .base import AmortisedModel, Budget, Loss, Posterior, Sized, complete, pair_mask, register, within
 from .permutations import allowed_edges, best_positions, gumbel, position_scores, task_gumbel
 
@@ -34,8 +34,9 @@ class BCNPConfig(Sized):
     SIZES = {
         "tiny": dict(dim=32, hidden=64, heads=2, permutations=8, loss="marginal"),
         "small": dict(dim=64, hidden=128, heads=4, permutations=25, loss="joint"),
-        "base": dict(dim=512, hidden=1024, heads=8, permutations=100, loss="joint")}
-    size: Literal["tiny", "small", "base"] = "small"
+        "base": dict(dim=256, hidden=512, heads=8, permutations=100, loss="joint"),
+        "paper": dict(dim=512, hidden=1024, heads=8, permutations=100, loss="joint")}
+    size: Literal["tiny", "small", "base", "paper"] = "small"
     dim: int = Field(gt=0)  # width D
     hidden: int = Field(gt=0)  # width of the perceptrons
     heads: int = Field(gt=0)  # attention heads; must divide dim
@@ -85,7 +86,7 @@ class SymmetricLogits(nn.Module):
         nodes: Tensor,  # (B, d, D)
     ) -> Tensor:  # (B, d, d) float32, symmetric
         x = self.norm(nodes)
-        f, g = (m(x).unflatten(-1, (self.heads, -1)).transpose(1, 2).float() for m in (self.left, self.right))
+        f, g = (full_precision(m(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)) for m in (self.left, self.right))
         with torch.autocast(nodes.device.type, enabled=False):
             form = f @ g.transpose(-1, -2) / math.sqrt(f.shape[-1])
             return self.combine(.5 * (form + form.transpose(-1, -2)).movedim(1, -1)).squeeze(-1)
@@ -106,7 +107,7 @@ class Decoder(nn.Module):
         node_mask: Tensor | None,  # (B, d) bool; None: all are real
     ) -> tuple[Tensor, Tensor]:  # priorities (B, d), logits (B, d, d), both float32
         for block in self.order_blocks: nodes = block(nodes, node_mask)
-        priorities = self.priority(nodes).squeeze(-1).float()
+        priorities = full_precision(self.priority(nodes).squeeze(-1))
         for block in self.edge_blocks: nodes = block(nodes, node_mask)
         return priorities, self.logits(nodes)
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, field_validator
@@ -41,6 +41,11 @@ class PreTraining(Strict):
     log_every: int = Field(10, ge=1, description="steps between lines of the log")
     workers: int = Field(0, ge=0, description="processes that simulate tasks; 0 simulates in the training process")
     threads: int = Field(0, ge=0, description="threads of torch; 0 leaves its own choice")
+    micro_batch: int | None = Field(None, ge=1, description="most tasks in one forward pass; gradients of a rank's share add up")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products")
+    compile: bool = Field(False, description="compile the attention blocks (needs a C++ compiler)")
+    patience: int | None = Field(None, ge=1, description="stop early after so many validations without a better one")
+    tensorboard: bool = Field(False, description="also log for TensorBoard (needs the extra `tensorboard`)")
 
 # %% ../../nbs/runners/30_config.ipynb #8544d2b5
 class ModelSpec(Strict):
@@ -158,7 +163,7 @@ def digest(
     return hashlib.sha256(canonical_json(values).encode()).hexdigest()
 
 # %% ../../nbs/runners/30_config.ipynb #7cb95a89
-HOW_ONLY = {"log_every", "checkpoint_every", "workers", "threads"}  # change how the work is done, never its result
+HOW_ONLY = {"log_every", "checkpoint_every", "workers", "threads", "micro_batch", "compile", "tensorboard"}  # change how the work is done, never its result
 
 def model_facts(
     config: RunConfig,  # a run

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ..datasets.validation import InputError
 
 # %% auto #0
-__all__ = ['Rank', 'rank_of', 'joined', 'average_gradients', 'any_rank']
+__all__ = ['Rank', 'rank_of', 'joined', 'average_gradients', 'from_main', 'together', 'any_rank']
 
 # %% ../../nbs/runners/33_distributed.ipynb #60e36032
 @dataclass(frozen=True)
@@ -65,15 +65,39 @@ def joined(
 # %% ../../nbs/runners/33_distributed.ipynb #7ba656bb
 def average_gradients(
     parameters: Iterable[torch.nn.Parameter],  # of the model, in the same order on every rank
-    world_size: int,  # number of ranks
-) -> None:
-    "Replace each gradient by its mean over the ranks."
-    if world_size == 1: return
+    rank: Rank,  # who this process is
+    tasks: int = 1,  # of this rank: the weight of its gradients
+    values: Sequence[float] = (),  # numbers to be averaged with them
+) -> list[float]:  # their means
+    "Replace each gradient by its mean over the tasks of all ranks."
+    if rank.world_size == 1: return list(values)
     params = [p for p in parameters if p.requires_grad]
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in params])
-    dist.all_reduce(flat)
-    flat /= world_size
-    for p, g in zip(params, flat.split([p.numel() for p in params])): p.grad = g.view_as(p).clone()
+    used = torch.tensor([float(p.grad is not None) for p in params])
+    numbers = torch.tensor([float(v) for v in values] + [1.], dtype=torch.float64)
+    like = params[0]
+    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1).to(like.dtype) for p in params])
+    rest = torch.cat([numbers, used.double()]).to(like.device)
+    flat *= tasks
+    rest[:len(numbers)] *= tasks
+    for message in (flat, rest): dist.all_reduce(message)
+    *means, total = rest[:len(numbers)].tolist()
+    flat /= total
+    for p, g, count in zip(params, flat.split([p.numel() for p in params]), rest[len(numbers):].tolist()): p.grad = g.view_as(p).to(p.dtype).clone() if count else None
+    return [m/total for m in means]
+
+def from_main(
+    value: float,  # counts on rank 0 alone
+    rank: Rank,  # who this process is
+) -> float:  # that of rank 0, on all ranks
+    "What rank 0 says."
+    if rank.world_size == 1: return value
+    word = torch.tensor(value, dtype=torch.float64, device=rank.device)
+    dist.broadcast(word, 0)
+    return word.item()
+
+def together(rank: Rank) -> None:
+    "Wait until all ranks are here."
+    if rank.world_size > 1: dist.barrier()
 
 def any_rank(
     flag: bool,  # this rank's word

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,14 @@ from ..datasets.validation import InputError, one_of
 from ..models.base import AmortisedModel, build_model
 from .checkpoints import load_checkpoint, load_newest, save_checkpoint
 from .config import PreTraining, RunConfig, model_digest
-from .distributed import Rank, any_rank, average_gradients, joined
-from .runs import RunDir, append_line, exclusive, truncate_log
+from .distributed import Rank, any_rank, from_main, joined, together
+from .runs import RunDir, append_line, exclusive, forked_from, truncate_log
+from .steps import check_step, compile_blocks, gradients, micro_batches, precision
 
 # %% auto #0
-__all__ = ['CRITERION', 'schedule', 'seeded', 'new_model', 'Training', 'begin', 'state_of', 'restore', 'train_step', 'Criterion',
-           'validate', 'Preempted', 'stop_signals', 'threads', 'pre_train', 'load_model', 'best_model']
+__all__ = ['IDENTITY', 'CRITERION', 'PATIENCE', 'schedule', 'seeded', 'new_model', 'Training', 'begin', 'state_of', 'restore',
+           'train_step', 'Criterion', 'validate', 'Preempted', 'stop_signals', 'board', 'threads', 'enough',
+           'take_best', 'pre_train', 'load_model', 'best_model']
 
 # %% ../../nbs/runners/34_pre_training.ipynb #e54f66db
 def schedule(
@@ -76,6 +79,7 @@ class Training:
     facts: dict[str, Any]
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
+    usual: float | None = None  # running mean of the absolute loss, to know an explosion by
     seconds: float = 0.
     tasks_seen: int = 0
 
@@ -87,6 +91,7 @@ def begin(
 ) -> Training:  # at step 0
     "A fresh pre-training."
     how, net = config.training_of(model), new_model(config, model).to(device)
+    if how.compile: compile_blocks(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: schedule(s, how.steps, how.warmup))
     facts = {"model": model, "model_type": config.models[model].type, "model_config": dict(config.models[model].config),
@@ -100,53 +105,59 @@ def state_of(
 ) -> dict[str, Any]:  # what a checkpoint holds
     "Everything that decides the steps to come."
     return {"facts": t.facts, "model_state_dict": t.model.state_dict(), "optimizer_state_dict": t.optimizer.state_dict(),
-            "scheduler_state_dict": t.scheduler.state_dict(), "scaler_state_dict": {}, "step": t.step, "best": dict(t.best),
+            "scheduler_state_dict": t.scheduler.state_dict(), "scaler_state_dict": {}, "step": t.step, "best": dict(t.best), "usual": t.usual,
             "rng_state": torch.get_rng_state(), "seconds": t.seconds, "tasks_seen": t.tasks_seen}
+
+IDENTITY = ("model_digest", "benchmark_sha256")  # what a checkpoint's facts must have in common with a run
 
 def restore(
     t: Training,  # a fresh one
     state: dict[str, Any],  # from a checkpoint
+    accept: Sequence[Mapping[str, str]] = (),  # former identities of a forked run
 ) -> Training:  # the same object, at the checkpoint's step
-    "Put a checkpoint's state into a pre-training; a checkpoint of another model or benchmark is refused."
-    for k in ("model_digest", "benchmark_sha256"):
-        if state["facts"][k] != t.facts[k]:
-            raise InputError(f"the checkpoint was made with another {k.replace('_sha256', '').replace('_', ' ')}: choose another --name, or remove it.")
-    t.model.load_state_dict(state["model_state_dict"])
+    "Put a checkpoint's state into a pre-training; a checkpoint of another model or benchmark is refused, but for those a fork came from."
+    changed = [k for k in IDENTITY if state["facts"][k] != t.facts[k]]
+    if changed and {k: state["facts"][k] for k in IDENTITY} not in accept:
+        raise InputError(f"the checkpoint was made with another {changed[0].replace('_sha256', '').replace('_', ' ')}: choose another --name, remove it, "
+                         "or say --fork to go on from it.")
+    ours = [(group["initial_lr"], group["weight_decay"]) for group in t.optimizer.param_groups]
+    try: t.model.load_state_dict(state["model_state_dict"])
+    except RuntimeError as e:
+        raise InputError(f"the checkpoint's weights do not fit the model ({str(e).splitlines()[-1].strip()}): a fork may not change the architecture.") from None
     t.optimizer.load_state_dict(state["optimizer_state_dict"])
     t.scheduler.load_state_dict(state["scheduler_state_dict"])
     torch.set_rng_state(state["rng_state"].cpu())
-    t.step, t.best, t.seconds, t.tasks_seen = state["step"], dict(state["best"]), state["seconds"], state["tasks_seen"]
+    t.step, t.best, t.usual, t.seconds, t.tasks_seen = state["step"], dict(state["best"]), state["usual"], state["seconds"], state["tasks_seen"]
+    if changed:
+        t.facts["forked_from"] = [*state["facts"].get("forked_from", []), state["facts"]["model_digest"]]
+        if "benchmark_sha256" in changed: t.best = {}  # values on other tasks can't be compared
+        for group, (rate, decay) in zip(t.optimizer.param_groups, ours):
+            group |= {"initial_lr": rate, "lr": rate*t.scheduler.lr_lambdas[0](t.step), "weight_decay": decay}
+        t.scheduler.base_lrs = [rate for rate, _ in ours]
+    elif "forked_from" in state["facts"]: t.facts["forked_from"] = state["facts"]["forked_from"]
     return t
 
 # %% ../../nbs/runners/34_pre_training.ipynb #b190f5b4
 def train_step(
     t: Training,  # changed in place
-    share: Sequence[TaskBatch],  # this rank's share of the global batch, as micro-batches of one size each
-    clip: float,  # largest global gradient norm
+    share: Sequence[TaskBatch],  # this rank's share of the global batch, of one size each
+    how: PreTraining,  # clip, micro_batch and precision are used
     rank: Rank = Rank(),  # who this process is
     seed: int = 0,  # the training seed
+    saved: str = "nothing is saved yet",  # where the last good weights are, should this step go wrong
 ) -> dict[str, float]:  # loss, its parts, and the gradient norm before clipping
-    "One optimiser step; the dropout of a step depends on (seed, step, rank) alone."
+    "One optimiser step; the dropout of a step depends on (seed, step, rank) alone. `Diverged` if it must not be taken."
     t.model.train()
-    t.optimizer.zero_grad(set_to_none=True)
-    value, parts, tasks = 0., {}, sum(len(batch) for batch in share)
     with seeded(seed, f"training/rank{rank.rank}", t.step):
-        for batch in share:
-            loss, weight = t.model.loss(batch), len(batch)/tasks
-            (weight*loss.total).backward()
-            value += weight*loss.total.item()
-            for name, part in loss.parts.items(): parts[name] = parts.get(name, 0.) + weight*part
-    average_gradients(t.model.parameters(), rank.world_size)
-    norm = torch.nn.utils.clip_grad_norm_(t.model.parameters(), clip)
-    if not (math.isfinite(value) and math.isfinite(norm.item())):
-        raise FloatingPointError(f"the loss became {value} (gradient norm {norm.item()}) at step {t.step}, "
-                                 f"on tasks {share[0].keys[0]} … {share[-1].keys[-1]}.")
+        means, of_task = gradients(t.model, micro_batches(share, how.micro_batch), rank, how.precision)
+    norm = torch.nn.utils.clip_grad_norm_(t.model.parameters(), how.clip).item()
+    t.usual = check_step(means["loss"], norm, t.usual, f"{t.facts['model']}, step {t.step}", of_task, saved)
     t.optimizer.step()
     t.scheduler.step()
     t.step += 1
-    t.tasks_seen += tasks*rank.world_size
+    t.tasks_seen += how.global_batch
     t.model.after_step(t.step)
-    return {"loss": value, **parts, "grad_norm": norm.item()}
+    return {**means, "grad_norm": norm}
 
 # %% ../../nbs/runners/34_pre_training.ipynb #9dfdd5b2
 @dataclass(frozen=True)
@@ -155,16 +166,17 @@ class Criterion:
     name: str
     better: Callable[[float, float], bool]
 
-CRITERION = Criterion("val_loss", lambda new, old: new < old)
+CRITERION = Criterion("val_loss", lambda new, old: new < old or math.isnan(old))
 
 @torch.no_grad()
 def validate(
     model: AmortisedModel,
     batches: Sequence[TaskBatch],  # held-out tasks of the training distribution, one batch for each size
+    kind: str = "fp32",  # precision of products: fp32 or bf16
 ) -> float:  # mean over tasks in nats, without dropout
     "The cross-entropy or loss on held-out tasks; noise of the model itself is keyed by task, so it is the same each time."
     model.eval()
-    with seeded(0, "training/validation"): losses = [model.loss(b) for b in batches]
+    with seeded(0, "training/validation"), precision(kind, batches[0].data.device): losses = [model.loss(b) for b in batches]
     values = [loss.parts.get("bce", loss.total.item()) for loss in losses]
     return sum(v*len(b) for v, b in zip(values, batches))/sum(len(b) for b in batches)
 
@@ -187,12 +199,27 @@ def stop_signals():
 
 # %% ../../nbs/runners/34_pre_training.ipynb #6a21ebca
 def _report(t: Training, how: PreTraining, line: dict, bar: tqdm) -> None:
-    "Say how it goes: on a terminal in the bar, elsewhere as a line."
+    "Say how it goes: on a terminal in the bar, elsewhere as a line at each validation."
     rate = t.tasks_seen/max(t.seconds, 1e-9)
     left = (how.steps - t.step)*t.seconds/max(t.step, 1)
-    text = f"val_loss {line['val_loss']:.4f}  {rate:.0f} tasks/s"
-    if bar.disable: print(f"{t.facts['model']}  step {t.step}/{how.steps}  loss {line['loss']:.4f}  {text}  {left:.0f} s left", flush=True)
-    else: bar.set_postfix_str(text)
+    text = f"loss {line['loss']:.4f}" + "".join(f"  {k} {line[k]:.4f}" for k in ("val_loss",) if k in line) + f"  {rate:.0f} tasks/s"
+    if not bar.disable: bar.set_postfix_str(text)
+    elif "val_loss" in line: print(f"{t.facts['model']}  step {t.step}/{how.steps}  {text}  {left:.0f} s left", flush=True)
+
+@contextmanager
+def board(
+    folder: Path,  # logs/tensorboard/<model>
+    wanted: bool,  # whether there is to be one
+    step: int,  # of the checkpoint: what was logged beyond it will be logged again
+) -> Iterator[Callable[[dict[str, float], int], None]]:  # takes a line of the log and its step
+    "A TensorBoard log for the body, or nothing; it needs the extra `tensorboard`."
+    if not wanted:
+        yield lambda line, step: None
+        return
+    try: from torch.utils.tensorboard import SummaryWriter
+    except ImportError: raise InputError("pre_training.tensorboard needs TensorBoard: pip install 'causal_meta[tensorboard]'.") from None
+    with SummaryWriter(str(folder), purge_step=step + 1) as writer:
+        yield lambda line, step: [writer.add_scalar(name, value, step) for name, value in line.items()]
 
 @contextmanager
 def threads(
@@ -205,11 +232,40 @@ def threads(
     finally: torch.set_num_threads(old)
 
 # %% ../../nbs/runners/34_pre_training.ipynb #f63dcb74
+def enough(
+    t: Training,  # at the end of a step
+    how: PreTraining,
+) -> bool:  # whether training is over
+    "All steps are taken, or the last `patience` validations brought nothing better. It depends on the state alone, so a resumed run stops where an undisturbed one does."
+    if t.step >= how.steps: return True
+    return how.patience is not None and "step" in t.best and t.step - t.best["step"] >= how.patience*how.validate_every
+
+PATIENCE = 30.  # seconds for which a simulating process goes on after SIGTERM
+
+def _patient(_: int) -> None:
+    "Processes that simulate leave signals to the one that trains, and go on until it has finished its step."
+    def later(*_: Any) -> None:
+        timer = threading.Timer(PATIENCE, os._exit, (0,))
+        timer.daemon = True
+        timer.start()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, later)
+
+def take_best(
+    t: Training,  # changed in place
+    folder: Path,  # checkpoints/<model>
+    rank: Rank,  # who this process is: the weights go to its own device
+) -> Training:  # the same
+    "Put the best checkpoint's weights into the model."
+    t.model.load_state_dict(load_checkpoint(folder/"best.pt", rank.device)["model_state_dict"])
+    return t
+
+# %% ../../nbs/runners/34_pre_training.ipynb #2b97be60
 def pre_train(
     run: RunDir,  # made by `create_run`
     model: str,  # the name of one of its amortised models
     rank: Rank | None = None,  # who this process is; from the environment if None
-) -> Training:  # at its last step
+) -> Training:  # at its last step, with the best weights in the model, on every rank
     "Pre-train a model of a run, from where it stands to the end; a finished one is left alone."
     config, benchmark = run.config, run.benchmark()
     one_of(model, config.of_kind("amortised"), "amortised model of this run")
@@ -220,42 +276,49 @@ def pre_train(
 def _loop(run: RunDir, model: str, config: RunConfig, benchmark: Benchmark, rank: Rank, asked: threading.Event) -> Training:
     "The body of `pre_train`."
     how, folder, log = config.training_of(model), run.checkpoints(model), run.log("pre_training", model)
+    together(rank)  # rank 0 has the lock now
     t = begin(config, model, benchmark, rank.device)
     state, said = load_newest(folder, rank.device)
-    if state is not None: restore(t, state)
+    if state is not None: restore(t, state, forked_from(run, model))
+    saved = f"the last good checkpoint is '{folder/'last.pt'}', step {t.step}" if state is not None else "no checkpoint was made yet"
+    together(rank)  # all have read it
     if rank.is_main:
-        print(f"{model}: {said}{'; nothing left to do' if t.step >= how.steps else ''}", flush=True)
+        print(f"{model}: {said}{'; nothing left to do' if enough(t, how) else ''}", flush=True)
         truncate_log(log, t.step)
-    if t.step >= how.steps: return t
-    held_out = [b.to(rank.device) for b in validation_batches(benchmark)]
+    held_out = [b.to(rank.device) for b in validation_batches(benchmark)] if rank.is_main and not enough(t, how) else []
     stream = MetaIterableDataset(benchmark, global_batch=how.global_batch, rank=rank.rank, world_size=rank.world_size,
                                  start=t.step, training_seed=config.training_seed)
-    batches = iter(DataLoader(stream, batch_size=None, num_workers=how.workers))
+    batches = iter(DataLoader(stream, batch_size=None, num_workers=how.workers, worker_init_fn=_patient)) if not enough(t, how) else None
     bar = tqdm(total=how.steps, initial=t.step, desc=model, unit="step", disable=not (rank.is_main and sys.stderr.isatty()))
     clock, already = time.perf_counter(), t.seconds
-    while t.step < how.steps:
-        line = train_step(t, [batch.to(rank.device) for batch in next(batches)], how.clip, rank, config.training_seed)
-        t.seconds = already + time.perf_counter() - clock
-        bar.update()
-        stop, last = any_rank(asked.is_set(), rank), t.step == how.steps
-        if t.step % how.validate_every == 0 or last: _validated(t, line, held_out, folder, rank, how, bar)
-        if rank.is_main and (t.step % how.log_every == 0 or "val_loss" in line):
-            append_line(log, {"step": t.step, "tasks": t.tasks_seen, "seconds": round(t.seconds, 3), **line})
-        if rank.is_main and (t.step % how.checkpoint_every == 0 or last or stop):
-            save_checkpoint(folder/"last.pt", state_of(t), keep_previous=True)
-        if stop and not last: raise Preempted(f"{model}: asked to stop; saved at step {t.step} of {how.steps}.")
-    bar.close()
-    return t
+    try:
+        with board(run.path/"logs"/"tensorboard"/model, how.tensorboard and rank.is_main, t.step) as draw, bar:
+            while not enough(t, how):
+                line = train_step(t, [batch.to(rank.device) for batch in next(batches)], how, rank, config.training_seed, saved)
+                t.seconds = already + time.perf_counter() - clock
+                bar.update()
+                if t.step % how.validate_every == 0 or t.step == how.steps: _validated(t, line, held_out, folder, rank, how)
+                stop, last = any_rank(asked.is_set(), rank), enough(t, how)
+                if rank.is_main and (t.step % how.log_every == 0 or "val_loss" in line):
+                    append_line(log, {"step": t.step, "tasks": t.tasks_seen, "seconds": round(t.seconds, 3), **line})
+                    draw(line, t.step)
+                    _report(t, how, line, bar)
+                if t.step % how.checkpoint_every == 0 or last or stop:
+                    if rank.is_main: save_checkpoint(folder/"last.pt", state_of(t), keep_previous=True)
+                    saved = f"the last good checkpoint is '{folder/'last.pt'}', step {t.step}"
+                if stop and not last: raise Preempted(f"{model}: asked to stop; saved at step {t.step} of {how.steps}.")
+    finally: batches = None  # ends the processes that simulate, also when an exception keeps this frame
+    together(rank)  # best.pt is written
+    return take_best(t, folder, rank)
 
-def _validated(t: Training, line: dict, held_out: Sequence[TaskBatch], folder: Path, rank: Rank, how: PreTraining, bar: tqdm) -> None:
-    "Validate, and keep the weights if they are the best so far."
-    line[CRITERION.name] = value = validate(t.model, held_out)
-    if CRITERION.name not in t.best or CRITERION.better(value, t.best[CRITERION.name]):
-        t.best = {CRITERION.name: value, "step": t.step}
-        if rank.is_main:
-            save_checkpoint(folder/"best.pt", {"facts": t.facts, "model_state_dict": t.model.state_dict(), "step": t.step, "best": dict(t.best),
-                                               "seconds": t.seconds, "tasks_seen": t.tasks_seen})
-    if rank.is_main: _report(t, how, line, bar)
+def _validated(t: Training, line: dict, held_out: Sequence[TaskBatch], folder: Path, rank: Rank, how: PreTraining) -> None:
+    "Validate on rank 0, tell the others, and keep the weights if they are the best so far."
+    line[CRITERION.name] = value = from_main(validate(t.model, held_out, how.precision) if rank.is_main else math.nan, rank)
+    if CRITERION.name in t.best and not CRITERION.better(value, t.best[CRITERION.name]): return
+    t.best = {CRITERION.name: value, "step": t.step}
+    if rank.is_main:
+        save_checkpoint(folder/"best.pt", {"facts": t.facts, "model_state_dict": t.model.state_dict(), "step": t.step, "best": dict(t.best),
+                                           "seconds": t.seconds, "tasks_seen": t.tasks_seen})
 
 # %% ../../nbs/runners/34_pre_training.ipynb #4d2f21e7
 def load_model(
@@ -279,6 +342,6 @@ def best_model(
     path = run.checkpoints(model)/"best.pt"
     if not path.exists(): raise InputError(f"model '{model}' of run '{run.name}' has no weights yet: run `causal-meta pretrain {run.name}` first.")
     net, facts = load_model(path, device)
-    if facts["model_digest"] != model_digest(run.config, model):
+    if facts["model_digest"] not in [model_digest(run.config, model), *(was["model_digest"] for was in forked_from(run, model))]:
         raise InputError(f"the checkpoint of '{model}' in run '{run.name}' was made with other settings: remove '{path}'.")
     return net, facts

@@ -5,13 +5,14 @@
 # %% ../../nbs/runners/31_runs.ipynb #23038611
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,13 +24,15 @@ import yaml
 
 from ..datasets.benchmarks import Benchmark, load_benchmark
 from ..datasets.validation import InputError, nearest
-from .config import RunConfig, load_config
+from .config import HOW_ONLY, RunConfig, load_config, model_digest
 
 # %% auto #0
-__all__ = ['MAY_CHANGE', 'write_atomic', 'write_json', 'append_line', 'read_lines', 'truncate_log', 'exclusive', 'environment',
-           'RunDir', 'flatten', 'differences', 'create_run', 'find_run']
+__all__ = ['FULL', 'MAY_CHANGE', 'write_atomic', 'write_json', 'append_line', 'read_lines', 'truncate_log', 'exclusive',
+           'environment', 'RunDir', 'flatten', 'differences', 'forked_from', 'create_run', 'find_run']
 
 # %% ../../nbs/runners/31_runs.ipynb #be48f2fd
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, file too large
+
 def write_atomic(
     path: str | Path,  # the file to write
     content: bytes | str,  # all of it; text is encoded as UTF-8
@@ -44,6 +47,9 @@ def write_atomic(
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+    except OSError as e:
+        if e.errno not in FULL: raise
+        raise InputError(f"'{path}' could not be written ({e.strerror}); what was there before is unchanged. Make room, and run the same command again.") from None
     finally: temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try: os.fsync(folder)
@@ -152,7 +158,7 @@ class RunDir:
         return self.path/"inference"/model/(family if seed_list == "a" else f"{family}@{seed_list}")/f"{index}.safetensors"
 
 # %% ../../nbs/runners/31_runs.ipynb #aaf01fa3
-MAY_CHANGE = {"pre_training.log_every", "pre_training.checkpoint_every", "pre_training.workers", "pre_training.threads"}
+MAY_CHANGE = {f"pre_training.{name}" for name in HOW_ONLY}
 
 def flatten(
     values: Mapping[str, Any],  # nested
@@ -175,9 +181,24 @@ def differences(
             for k in sorted({*a, *b} - MAY_CHANGE) if a.get(k, "unset") != b.get(k, "unset")]
 
 # %% ../../nbs/runners/31_runs.ipynb #11174631
+def _note_fork(run: RunDir, config: RunConfig, changed: Sequence[str], benchmark_sha256: str) -> None:
+    "Write down what a fork came from: checkpoints of the former configuration may be continued."
+    old = run.config
+    was = {m: {"model_digest": model_digest(old, m), "benchmark_sha256": benchmark_sha256} for m in old.of_kind("amortised")}
+    append_line(run.path/"logs"/"forks.jsonl", {"changed": list(changed), "was": was, "config": old.model_dump(mode="json")})
+
+def forked_from(
+    run: RunDir,
+    model: str,  # the name of one of its amortised models
+) -> list[dict[str, str]]:  # {"model_digest", "benchmark_sha256"} of each former configuration
+    "The digests that the checkpoints of a forked run may carry beside its own."
+    return [line["was"][model] for line in read_lines(run.path/"logs"/"forks.jsonl") if model in line["was"]]
+
+# %% ../../nbs/runners/31_runs.ipynb #8b40c76e
 def create_run(
     config: RunConfig,  # what is asked
     experiments: str | Path = "experiments",  # the folder of all runs
+    fork: bool = False,  # go on with another configuration or benchmark in the same folder
 ) -> RunDir:  # made or reopened
     "Make the run's folder, or reopen it if it was made for the same configuration and benchmark; otherwise refuse."
     run, benchmark = RunDir(Path(experiments)/config.name), load_benchmark(config.benchmark)
@@ -186,13 +207,14 @@ def create_run(
             raise InputError(f"seed_lists: benchmark {benchmark.name} has no seed list '{s}'; it has {', '.join(benchmark.seeds.test)}.")
     if (run.path/"config.yaml").exists():
         changed = differences(run.config, config)
-        if changed:
+        stored = json.loads((run.path/"benchmark.json").read_text(encoding="utf-8"))
+        if stored["sha256"] != benchmark.sha256():
+            changed.append(f"the digest of benchmark {config.benchmark} was {stored['sha256'][:12]}, is now {benchmark.sha256()[:12]}")
+        elif stored.get("registry") not in (None, benchmark.registry()): changed.append(f"the seed registry is not that of benchmark {config.benchmark}")
+        if changed and not fork:
             raise InputError(f"run '{run.path}' was made with another configuration ({'; '.join(changed)}): "
-                             "choose another --name, or remove the folder.")
-        if run.benchmark().sha256() != benchmark.sha256():
-            raise InputError(f"run '{run.path}' was made with another version of benchmark {config.benchmark}: choose another --name.")
-        if json.loads((run.path/"benchmark.json").read_text(encoding="utf-8")).get("registry") not in (None, benchmark.registry()):
-            raise InputError(f"the seed registry of run '{run.path}' is not that of benchmark {config.benchmark}: choose another --name, or remove the folder.")
+                             "choose another --name, remove the folder, or say --fork to go on from its checkpoints with the new one.")
+        if changed: _note_fork(run, config, changed, stored["sha256"])
     else: write_json(run.path/"environment.json", environment())
     write_json(run.path/"benchmark.json", {"benchmark": benchmark.to_dict(), "sha256": benchmark.sha256(), "registry": benchmark.registry()})
     write_atomic(run.path/"config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
