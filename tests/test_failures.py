@@ -153,3 +153,4 @@ def test_compiled_blocks_give_the_same_curve(tmp_path, model):
     a, b = ([line["loss"] for line in read_lines(r.log("pre_training", model))] for r in runs)
     assert max(abs(x - y)/abs(x) for x, y in zip(a, b)) < 1e-3
     assert load_checkpoint(runs[0].checkpoints(model)/"last.pt")["model_state_dict"].keys() == load_checkpoint(runs[1].checkpoints(model)/"last.pt")["model_state_dict"].keys()
+

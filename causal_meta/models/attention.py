@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Attention', 'normed_projections', 'heads_attend', 'Block', 'along', 'mask_or_none', 'full_precision']
+__all__ = ['Attention', 'normed_projections', 'heads_attend', 'Block', 'along', 'mask_or_none', 'cell_inputs', 'full_precision']
 
 # %% ../../nbs/models/10a_attention.ipynb #e7afa7c5
 class Attention(nn.Module):
@@ -110,6 +110,15 @@ def mask_or_none(
 ) -> Tensor | None:  # None where every node is real, so that attention can take its fastest path
     "Drop a mask that masks nothing."
     return None if bool(node_mask.all()) else node_mask
+
+# %% ../../nbs/models/10a_attention.ipynb #41fff3a6
+def cell_inputs(
+    data: Tensor,  # (B, n, d)
+    intervened: Tensor,  # (B, n, d) bool
+    inputs: Literal["plain", "asinh"] = "plain",  # what is done to the values
+) -> Tensor:  # (B, n, d, 2)
+    "The input of a model that reads rows: value and intervention indicator."
+    return torch.stack([data.asinh() if inputs == "asinh" else data, intervened.to(data.dtype)], -1)
 
 # %% ../../nbs/models/10a_attention.ipynb #612c90e3
 def full_precision(

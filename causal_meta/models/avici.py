@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..datasets.graphs import is_dag
-from .attention import Block, along, full_precision, mask_or_none
+from .attention import Block, along, cell_inputs, full_precision, mask_or_none
 from .base import AmortisedModel, Budget, Loss, Posterior, Sized, complete, pair_mask, register, within
 
 # %% auto #0
@@ -77,6 +77,7 @@ class AviciConfig(Sized):
     heads: int = Field(gt=0)  # attention heads
     key_size: int = Field(gt=0)  # width of a head
     dropout: float = Field(ge=0, lt=1)  # share of each residual update that is zeroed in training
+    inputs: Literal["plain", "asinh"] = "plain"  # what is done to the values of a table; asinh where they are not standardised
     acyclic: bool = False  # make every sample a DAG
     dual_every: int = Field(gt=0)  # steps between two updates of the multiplier
     dual_rate: float = Field(ge=0)  # step size of the multiplier
@@ -154,7 +155,7 @@ class Avici(AmortisedModel):
     def edge_logits(self, data: Tensor, intervened: Tensor | None = None, node_mask: Tensor | None = None) -> Tensor:
         "(B, d, d) logits of the edge probabilities; -inf where no edge can be."
         data, intervened, node_mask = complete(data, intervened, node_mask)
-        x, mask = self.embed(torch.stack([data, intervened.to(data.dtype)], -1)), mask_or_none(node_mask)
+        x, mask = self.embed(cell_inputs(data, intervened, self.config.inputs)), mask_or_none(node_mask)
         for k, block in enumerate(self.blocks): x = along(block, x, "rows" if k % 2 else "nodes", mask)
         return self.head(self.norm(x).amax(1)).masked_fill(~pair_mask(node_mask), -float("inf"))
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from .attention import Attention, Block, along, full_precision, mask_or_none
+from .attention import Attention, Block, along, cell_inputs, full_precision, mask_or_none
 from .base import AmortisedModel, Budget, Loss, Posterior, Sized, complete, pair_mask, register, within
 from .permutations import allowed_edges, best_positions, gumbel, position_scores, task_gumbel
 
@@ -32,10 +32,10 @@ def cell_embedding(
 class BCNPConfig(Sized):
     "Settings of BCNP; `size` gives widths, heads and the number of permutations."
     SIZES = {
-        "tiny": dict(dim=32, hidden=64, heads=2, permutations=8, loss="marginal"),
-        "small": dict(dim=64, hidden=128, heads=4, permutations=25, loss="joint"),
-        "base": dict(dim=256, hidden=512, heads=8, permutations=100, loss="joint"),
-        "paper": dict(dim=512, hidden=1024, heads=8, permutations=100, loss="joint")}
+        "tiny": dict(dim=32, hidden=64, heads=2, permutations=8, loss="joint", pool="max"),
+        "small": dict(dim=64, hidden=128, heads=4, permutations=25, loss="joint", pool="max"),
+        "base": dict(dim=256, hidden=512, heads=8, permutations=100, loss="joint", pool="max"),
+        "paper": dict(dim=512, hidden=1024, heads=8, permutations=100, loss="joint", pool="attention")}
     size: Literal["tiny", "small", "base", "paper"] = "small"
     dim: int = Field(gt=0)  # width D
     hidden: int = Field(gt=0)  # width of the perceptrons
@@ -44,6 +44,8 @@ class BCNPConfig(Sized):
     encoder_layers: int = Field(4, gt=0)  # alternately along nodes and rows
     decoder_layers: int = Field(2, gt=0)  # each for the order and for the edges
     dropout: float = Field(0., ge=0, lt=1)
+    inputs: Literal["plain", "asinh"] = "plain"  # what is done to the values of a table; asinh where they are not standardised
+    pool: Literal["attention", "max"]  # from rows to a node: a learned query attends to them, or their maximum
     loss: Literal["joint", "marginal"]  # see `mixture_loss`
     forbidden_cost: float = Field(10., gt=0, le=16)  # nats, for a true edge that the order forbids; float32 has no more
     sinkhorn_tolerance: float = Field(1e-3, gt=0)  # largest error of a row sum
@@ -57,9 +59,10 @@ class Encoder(nn.Module):
     def __init__(self, config: BCNPConfig):
         super().__init__()
         c = config
-        self.embed, self.query = cell_embedding(c.dim), nn.Parameter(.02 * torch.randn(c.dim))
+        self.embed, self.inputs = cell_embedding(c.dim), c.inputs
         self.blocks = nn.ModuleList(Block(c.dim, c.heads, c.hidden, dropout=c.dropout) for _ in range(c.encoder_layers))
-        self.pool = Attention(c.dim, c.heads)
+        if c.pool == "attention": self.query, self.pool = nn.Parameter(.02 * torch.randn(c.dim)), Attention(c.dim, c.heads)
+        else: self.norm, self.pool = nn.LayerNorm(c.dim), None
 
     def forward(
         self,
@@ -67,9 +70,10 @@ class Encoder(nn.Module):
         intervened: Tensor,  # (B, n, d) bool
         node_mask: Tensor | None,  # (B, d) bool, True at a real node; None: all are real
     ) -> Tensor:  # (B, d, D)
-        cells = self.embed(torch.stack([data, intervened.to(data.dtype)], -1))
-        x = torch.cat([cells, self.query.to(cells.dtype).expand(cells.shape[0], 1, *cells.shape[2:])], 1)
+        x = self.embed(cell_inputs(data, intervened, self.inputs))
+        if self.pool is not None: x = torch.cat([x, self.query.to(x.dtype).expand(x.shape[0], 1, *x.shape[2:])], 1)
         for k, block in enumerate(self.blocks): x = along(block, x, "rows" if k % 2 else "nodes", node_mask)
+        if self.pool is None: return self.norm(x).amax(1)
         rows, query = x[:, :-1].transpose(1, 2), x[:, -1:].transpose(1, 2)
         return (query + self.pool(query, rows)).squeeze(2)
 

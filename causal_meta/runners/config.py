@@ -44,6 +44,9 @@ class PreTraining(Strict):
     micro_batch: int | None = Field(None, ge=1, description="most tasks in one forward pass; gradients of a rank's share add up")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products")
     compile: bool = Field(False, description="compile the attention blocks (needs a C++ compiler)")
+    rows: int | None = Field(None, ge=2, description="begin with so many rows of each table; None: all of them always")
+    rows_hold: float = Field(.8, ge=0, lt=1, description="fraction of the steps at that number, which then grows to all rows")
+    keep_every: int | None = Field(None, ge=1, description="steps between checkpoints that are kept for good, for learning curves")
     patience: int | None = Field(None, ge=1, description="stop early after so many validations without a better one")
     tensorboard: bool = Field(False, description="also log for TensorBoard (needs the extra `tensorboard`)")
 
@@ -163,7 +166,7 @@ def digest(
     return hashlib.sha256(canonical_json(values).encode()).hexdigest()
 
 # %% ../../nbs/runners/30_config.ipynb #7cb95a89
-HOW_ONLY = {"log_every", "checkpoint_every", "workers", "threads", "micro_batch", "compile", "tensorboard"}  # change how the work is done, never its result
+HOW_ONLY = {"log_every", "checkpoint_every", "workers", "threads", "micro_batch", "compile", "tensorboard", "keep_every"}  # change how the work is done, never its result
 
 def model_facts(
     config: RunConfig,  # a run

@@ -30,7 +30,7 @@ from .checkpoints import load_checkpoint, load_newest, save_checkpoint
 from .config import PreTraining, RunConfig, model_digest
 from .distributed import Rank, any_rank, from_main, joined, together
 from .runs import RunDir, append_line, exclusive, forked_from, truncate_log
-from .steps import check_step, compile_blocks, gradients, micro_batches, precision
+from .steps import check_step, compile_blocks, fewer_rows, gradients, micro_batches, precision, rows_at
 
 # %% auto #0
 __all__ = ['IDENTITY', 'CRITERION', 'PATIENCE', 'schedule', 'seeded', 'new_model', 'Training', 'begin', 'state_of', 'restore',
@@ -81,6 +81,7 @@ class Training:
     best: dict[str, float] = field(default_factory=dict)
     usual: float | None = None  # running mean of the absolute loss, to know an explosion by
     seconds: float = 0.
+    cpu_seconds: float = 0.
     tasks_seen: int = 0
 
 def begin(
@@ -106,7 +107,7 @@ def state_of(
     "Everything that decides the steps to come."
     return {"facts": t.facts, "model_state_dict": t.model.state_dict(), "optimizer_state_dict": t.optimizer.state_dict(),
             "scheduler_state_dict": t.scheduler.state_dict(), "scaler_state_dict": {}, "step": t.step, "best": dict(t.best), "usual": t.usual,
-            "rng_state": torch.get_rng_state(), "seconds": t.seconds, "tasks_seen": t.tasks_seen}
+            "rng_state": torch.get_rng_state(), "seconds": t.seconds, "cpu_seconds": t.cpu_seconds, "tasks_seen": t.tasks_seen}
 
 IDENTITY = ("model_digest", "benchmark_sha256")  # what a checkpoint's facts must have in common with a run
 
@@ -127,7 +128,8 @@ def restore(
     t.optimizer.load_state_dict(state["optimizer_state_dict"])
     t.scheduler.load_state_dict(state["scheduler_state_dict"])
     torch.set_rng_state(state["rng_state"].cpu())
-    t.step, t.best, t.usual, t.seconds, t.tasks_seen = state["step"], dict(state["best"]), state["usual"], state["seconds"], state["tasks_seen"]
+    t.step, t.best, t.usual, t.tasks_seen = state["step"], dict(state["best"]), state["usual"], state["tasks_seen"]
+    t.seconds, t.cpu_seconds = state["seconds"], state["cpu_seconds"]
     if changed:
         t.facts["forked_from"] = [*state["facts"].get("forked_from", []), state["facts"]["model_digest"]]
         if "benchmark_sha256" in changed: t.best = {}  # values on other tasks can't be compared
@@ -148,6 +150,7 @@ def train_step(
 ) -> dict[str, float]:  # loss, its parts, and the gradient norm before clipping
     "One optimiser step; the dropout of a step depends on (seed, step, rank) alone. `Diverged` if it must not be taken."
     t.model.train()
+    share = [fewer_rows(batch, rows_at(t.step, how.steps, how.rows, how.rows_hold, batch.data.shape[1])) for batch in share]
     with seeded(seed, f"training/rank{rank.rank}", t.step):
         means, of_task = gradients(t.model, micro_batches(share, how.micro_batch), rank, how.precision)
     norm = torch.nn.utils.clip_grad_norm_(t.model.parameters(), how.clip).item()
@@ -290,19 +293,20 @@ def _loop(run: RunDir, model: str, config: RunConfig, benchmark: Benchmark, rank
                                  start=t.step, training_seed=config.training_seed)
     batches = iter(DataLoader(stream, batch_size=None, num_workers=how.workers, worker_init_fn=_patient)) if not enough(t, how) else None
     bar = tqdm(total=how.steps, initial=t.step, desc=model, unit="step", disable=not (rank.is_main and sys.stderr.isatty()))
-    clock, already = time.perf_counter(), t.seconds
+    start, before = (time.perf_counter(), time.process_time()), (t.seconds, t.cpu_seconds)
     try:
         with board(run.path/"logs"/"tensorboard"/model, how.tensorboard and rank.is_main, t.step) as draw, bar:
             while not enough(t, how):
                 line = train_step(t, [batch.to(rank.device) for batch in next(batches)], how, rank, config.training_seed, saved)
-                t.seconds = already + time.perf_counter() - clock
+                t.seconds, t.cpu_seconds = before[0] + time.perf_counter() - start[0], before[1] + time.process_time() - start[1]
                 bar.update()
                 if t.step % how.validate_every == 0 or t.step == how.steps: _validated(t, line, held_out, folder, rank, how)
                 stop, last = any_rank(asked.is_set(), rank), enough(t, how)
                 if rank.is_main and (t.step % how.log_every == 0 or "val_loss" in line):
-                    append_line(log, {"step": t.step, "tasks": t.tasks_seen, "seconds": round(t.seconds, 3), **line})
+                    append_line(log, {"step": t.step, "tasks": t.tasks_seen, "seconds": round(t.seconds, 3), "cpu_seconds": round(t.cpu_seconds, 3), **line})
                     draw(line, t.step)
                     _report(t, how, line, bar)
+                if rank.is_main and how.keep_every and (t.step % how.keep_every == 0 or last): _keep(t, folder/f"step-{t.step:07}.pt")
                 if t.step % how.checkpoint_every == 0 or last or stop:
                     if rank.is_main: save_checkpoint(folder/"last.pt", state_of(t), keep_previous=True)
                     saved = f"the last good checkpoint is '{folder/'last.pt'}', step {t.step}"
@@ -316,9 +320,12 @@ def _validated(t: Training, line: dict, held_out: Sequence[TaskBatch], folder: P
     line[CRITERION.name] = value = from_main(validate(t.model, held_out, how.precision) if rank.is_main else math.nan, rank)
     if CRITERION.name in t.best and not CRITERION.better(value, t.best[CRITERION.name]): return
     t.best = {CRITERION.name: value, "step": t.step}
-    if rank.is_main:
-        save_checkpoint(folder/"best.pt", {"facts": t.facts, "model_state_dict": t.model.state_dict(), "step": t.step, "best": dict(t.best),
-                                           "seconds": t.seconds, "tasks_seen": t.tasks_seen})
+    if rank.is_main: _keep(t, folder/"best.pt")
+
+def _keep(t: Training, path: Path) -> None:
+    "Save what is needed to use the model as it is now."
+    save_checkpoint(path, {"facts": t.facts, "model_state_dict": t.model.state_dict(), "step": t.step, "best": dict(t.best),
+                           "seconds": t.seconds, "cpu_seconds": t.cpu_seconds, "tasks_seen": t.tasks_seen})
 
 # %% ../../nbs/runners/34_pre_training.ipynb #4d2f21e7
 def load_model(
@@ -331,7 +338,7 @@ def load_model(
     except KeyError as e: raise InputError(f"checkpoint '{path}' holds no model ({e} is missing).") from None
     model = build_model(facts["model_type"], facts["model_config"]).to(device)
     model.load_state_dict(weights)
-    return model.eval(), {**facts, **{k: state[k] for k in ("step", "best", "seconds", "tasks_seen") if k in state}}
+    return model.eval(), {**facts, **{k: state[k] for k in ("step", "best", "seconds", "cpu_seconds", "tasks_seen") if k in state}}
 
 def best_model(
     run: RunDir,

@@ -20,7 +20,8 @@ from ..models.base import AmortisedModel
 from .distributed import Rank, average_gradients
 
 # %% auto #0
-__all__ = ['EXPLODED', 'cut', 'micro_batches', 'precision', 'compile_blocks', 'gradients', 'Diverged', 'check_step']
+__all__ = ['EXPLODED', 'cut', 'micro_batches', 'rows_at', 'fewer_rows', 'precision', 'compile_blocks', 'gradients', 'Diverged',
+           'check_step']
 
 # %% ../../nbs/runners/33a_steps.ipynb #d162485e
 def cut(
@@ -37,6 +38,29 @@ def micro_batches(
     "Cut batches that are too large."
     if most is None: return list(share)
     return [cut(batch, slice(i, i + most)) if len(batch) > most else batch for batch in share for i in range(0, len(batch), most)]
+
+# %% ../../nbs/runners/33a_steps.ipynb #117104a3
+def rows_at(
+    step: int,  # 0 … steps-1
+    steps: int,  # optimiser steps in all
+    first: int | None,  # rows at the beginning; None: all
+    hold: float,  # fraction of the steps at that number
+    n: int,  # rows of the table
+) -> int:  # how many of them step `step` sees
+    "A constant, then geometric growth to n."
+    if first is None or first >= n: return n
+    grown = max(0., step/max(1, steps - 1) - hold)/(1 - hold)
+    return min(n, round(first*(n/first)**grown))
+
+def fewer_rows(
+    batch: TaskBatch,  # B tasks of n rows
+    k: int,  # how many rows to keep
+) -> TaskBatch:  # with k rows, evenly spread
+    "Some of the rows of each table."
+    n = batch.data.shape[1]
+    if k >= n: return batch
+    keep = torch.arange(k, device=batch.data.device)*n//k
+    return replace(batch, data=batch.data[:, keep], intervened=batch.intervened[:, keep])
 
 # %% ../../nbs/runners/33a_steps.ipynb #73adee03
 def precision(

@@ -1,0 +1,43 @@
+"What a finished run of `pairs` or `exact5` shows, as a small JSON for the pages: distances from the exact posterior along training, or metrics of each task."
+import argparse
+import json
+from pathlib import Path
+
+from causal_meta.datasets.tasks import MetaFixedDataset
+from causal_meta.runners.evaluation import evaluate
+from causal_meta.runners.learning import against_exact, of_prior, reference
+from causal_meta.runners.runs import find_run
+
+METRICS = ("e_shd2", "e_f1", "edge_log_prob", "orientation_accuracy", "valid_dag_rate", "auroc")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/curves", description=__doc__)
+    parser.add_argument("run", help="a run's name under experiments/, or its folder")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
+    parser.add_argument("--models", nargs="*", help="amortised models of the run; all of them unless said")
+    options = parser.parse_args()
+    run = find_run(options.run)
+    benchmark, models = run.benchmark(), options.models or run.config.of_kind("amortised")
+    found = {"run": run.name, "benchmark": benchmark.name, "models": {}}
+    for model in models:
+        lines = [json.loads(line) for line in run.log("pre_training", model).read_text().splitlines()]
+        found["models"][model] = {"config": run.config.models[model].config, "pre_training": run.config.training_of(model).model_dump(),
+                                  "steps": lines[-1]["step"], "tasks_seen": lines[-1]["tasks"], "cpu_seconds": lines[-1]["cpu_seconds"],
+                                  "losses": [{k: line[k] for k in ("step", "cpu_seconds", "loss", "val_loss") if k in line} for line in lines[::5] + [line for line in lines if "val_loss" in line]]}
+    if benchmark.name.startswith("exact"):
+        refs = [reference(benchmark, family) for family in benchmark.test]
+        found["prior"] = {ref.family: of_prior(ref) for ref in refs}
+        found["curves"] = [row for model in models for row in against_exact(run, model, refs, say=lambda row: print(row, flush=True))]
+    else:
+        edges = {(t.family, t.index): int(t.graph.sum()) for tasks in [MetaFixedDataset(benchmark)] for t in (tasks[i] for i in range(len(tasks)))}
+        evaluate(run, [*models, *(m for m in run.config.of_kind("explicit"))])
+        found["results"] = [{"model": r["model"], "family": r["family"], "index": r["index"], "edges": edges[r["family"], r["index"]],
+                             **{k: v for k, v in r["metrics"].items() if k in METRICS}}
+                            for r in json.loads(run.raw.read_text())["records"]]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found) + "\n")
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__": main()
