@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from bench_generation import sgemm
 
+import causal_meta.models.avici  # noqa: F401  registers the model
+import causal_meta.models.bcnp  # noqa: F401
 from causal_meta.datasets.benchmarks import load_benchmark
 from causal_meta.datasets.streams import MetaIterableDataset, TaskBatch
 from causal_meta.models import permutations
@@ -135,7 +137,7 @@ def main() -> None:
         if published and "cpu_seconds" in row: row |= {"published_cpu_seconds": published[0], "published_bytes": published[1] and published[1]*1e9}
         found["steps"].append(row)
         text = row.get("failed") or f"{row['parameters']:>10,} {row['cpu_seconds']:>9.3f} s {1/row['cpu_seconds']:>8.2f}/s {row['peak_bytes']/1e9:>7.2f} GB {row['gflops']:>6.0f} Gflop/s"
-        if published: text += f"   published {published[0]} s" + (f", {published[1]} GB" if published[1] else "")
+        if published and "failed" not in row: text += f"   published {published[0]} s" + (f", {published[1]} GB" if published[1] else "")
         print(f"{model:6} {name:6} n {shape['n']:<5} {change:46} {text}", flush=True)
 
     print("processor seconds of an optimiser step (batch 8, d 20, one thread), steps per processor second, memory above the idle process, sgemm rate")

@@ -33,7 +33,7 @@ def main() -> None:
         edges = {(t.family, t.index): int(t.graph.sum()) for tasks in [MetaFixedDataset(benchmark)] for t in (tasks[i] for i in range(len(tasks)))}
         evaluate(run, [*models, *(m for m in run.config.of_kind("explicit"))])
         found["results"] = [{"model": r["model"], "family": r["family"], "index": r["index"], "edges": edges[r["family"], r["index"]],
-                             **{k: v for k, v in r["metrics"].items() if k in METRICS}}
+                             **{k: None if v is None else round(v, 4) for k, v in r["metrics"].items() if k in METRICS}}
                             for r in json.loads(run.raw.read_text())["records"]]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found) + "\n")

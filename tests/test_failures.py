@@ -7,12 +7,13 @@ import time
 import pytest
 import torch
 
+from causal_meta.datasets.streams import MetaIterableDataset
 from causal_meta.datasets.validation import InputError
 from causal_meta.models import avici as avici_module
 from causal_meta.models.base import Loss
 from causal_meta.runners.checkpoints import load_checkpoint, state_digest
 from causal_meta.runners.config import load_config
-from causal_meta.runners.pre_training import best_model, pre_train
+from causal_meta.runners.pre_training import begin, best_model, pre_train, train_step
 from causal_meta.runners.runs import create_run, read_lines
 from causal_meta.runners.steps import Diverged
 
@@ -154,3 +155,17 @@ def test_compiled_blocks_give_the_same_curve(tmp_path, model):
     assert max(abs(x - y)/abs(x) for x, y in zip(a, b)) < 1e-3
     assert load_checkpoint(runs[0].checkpoints(model)/"last.pt")["model_state_dict"].keys() == load_checkpoint(runs[1].checkpoints(model)/"last.pt")["model_state_dict"].keys()
 
+
+
+@pytest.mark.parametrize("name", ["pairs", "exact5", "bcnp20", pytest.param("audit", marks=pytest.mark.slow)])
+def test_every_shipped_configuration_trains(tmp_path, name):
+    "Two steps of the first model at a small size, on the benchmark that the configuration is for."
+    config = load_config(name, ["pre_training.steps=2", "pre_training.global_batch=4", "pre_training.rows=12", "pre_training.workers=0", "pre_training.threads=1",
+                                "pre_training.checkpoint_every=2", "pre_training.validate_every=2"])
+    for model in config.of_kind("amortised"):
+        small = load_config(config.model_dump(), [f"models.{model}.config.size=tiny"])
+        run = create_run(small, tmp_path/model)
+        benchmark = run.benchmark()
+        t = begin(small, model, benchmark)
+        for step in range(2): train_step(t, MetaIterableDataset(benchmark, global_batch=4).at(step), small.training_of(model))
+        assert t.step == 2 and t.usual < 1000

@@ -234,6 +234,19 @@ def threads(
     try: yield
     finally: torch.set_num_threads(old)
 
+# %% ../../nbs/runners/34_pre_training.ipynb #62bdd0c5
+def _validated(t: Training, line: dict, held_out: Sequence[TaskBatch], folder: Path, rank: Rank, how: PreTraining) -> None:
+    "Validate on rank 0, tell the others, and keep the weights if they are the best so far."
+    line[CRITERION.name] = value = from_main(validate(t.model, held_out, how.precision) if rank.is_main else math.nan, rank)
+    if CRITERION.name in t.best and not CRITERION.better(value, t.best[CRITERION.name]): return
+    t.best = {CRITERION.name: value, "step": t.step}
+    if rank.is_main: _keep(t, folder/"best.pt")
+
+def _keep(t: Training, path: Path) -> None:
+    "Save what is needed to use the model as it is now."
+    save_checkpoint(path, {"facts": t.facts, "model_state_dict": t.model.state_dict(), "step": t.step, "best": dict(t.best),
+                           "seconds": t.seconds, "cpu_seconds": t.cpu_seconds, "tasks_seen": t.tasks_seen})
+
 # %% ../../nbs/runners/34_pre_training.ipynb #f63dcb74
 def enough(
     t: Training,  # at the end of a step
@@ -314,18 +327,6 @@ def _loop(run: RunDir, model: str, config: RunConfig, benchmark: Benchmark, rank
     finally: batches = None  # ends the processes that simulate, also when an exception keeps this frame
     together(rank)  # best.pt is written
     return take_best(t, folder, rank)
-
-def _validated(t: Training, line: dict, held_out: Sequence[TaskBatch], folder: Path, rank: Rank, how: PreTraining) -> None:
-    "Validate on rank 0, tell the others, and keep the weights if they are the best so far."
-    line[CRITERION.name] = value = from_main(validate(t.model, held_out, how.precision) if rank.is_main else math.nan, rank)
-    if CRITERION.name in t.best and not CRITERION.better(value, t.best[CRITERION.name]): return
-    t.best = {CRITERION.name: value, "step": t.step}
-    if rank.is_main: _keep(t, folder/"best.pt")
-
-def _keep(t: Training, path: Path) -> None:
-    "Save what is needed to use the model as it is now."
-    save_checkpoint(path, {"facts": t.facts, "model_state_dict": t.model.state_dict(), "step": t.step, "best": dict(t.best),
-                           "seconds": t.seconds, "cpu_seconds": t.cpu_seconds, "tasks_seen": t.tasks_seen})
 
 # %% ../../nbs/runners/34_pre_training.ipynb #4d2f21e7
 def load_model(
