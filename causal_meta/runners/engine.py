@@ -19,14 +19,14 @@ from papermill.engines import NBClientEngine
 from .pre_training import Preempted
 
 # %% auto #0
-__all__ = ['Stopped', 'SignalClient', 'SignalEngine']
+__all__ = ['Stopped', 'SignalEngine']
 
 # %% ../../nbs/runners/37_engine.ipynb #02db9c33
 class Stopped(SystemExit):
     "A notebook was left because its process was asked to stop: exit code 85."
     def __init__(self): super().__init__(Preempted.exit_code)
 
-class SignalClient(PapermillNotebookClient):
+class _SignalClient(PapermillNotebookClient):
     "papermill's client of a kernel, which hands SIGTERM and SIGUSR1 on to the kernel."
     asked = told = False  # whether a signal came, and whether the kernel has it
 
@@ -72,5 +72,5 @@ class SignalEngine(NBClientEngine):
                                  start_timeout: int = 60, execution_timeout: int | None = None, **options: Any) -> Any:
         "Execute a notebook, with papermill's own meaning of the arguments."
         options = {k: v for k, v in options.items() if k not in ("input_path", "timeout", "startup_timeout")}
-        return SignalClient(nb_man, timeout=execution_timeout, startup_timeout=start_timeout, kernel_name=kernel_name, log_output=log_output,
+        return _SignalClient(nb_man, timeout=execution_timeout, startup_timeout=start_timeout, kernel_name=kernel_name, log_output=log_output,
                             stdout_file=stdout_file, stderr_file=stderr_file, **options).execute()
