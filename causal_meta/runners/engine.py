@@ -8,13 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any
-
-from nbclient.exceptions import DeadKernelError
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine
 
 from .pre_training import Preempted
 
@@ -26,51 +23,72 @@ class Stopped(SystemExit):
     "A notebook was left because its process was asked to stop: exit code 85."
     def __init__(self): super().__init__(Preempted.exit_code)
 
-class _SignalClient(PapermillNotebookClient):
-    "papermill's client of a kernel, which hands SIGTERM and SIGUSR1 on to the kernel."
-    asked = told = False  # whether a signal came, and whether the kernel has it
+@contextmanager
+def _listening(pass_on: Callable[[int], None]) -> Iterator[None]:
+    "Hand SIGTERM and SIGUSR1 to `pass_on` for the body; only the main thread can."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {s: signal.signal(s, lambda number, _: pass_on(number)) for s in (signal.SIGTERM, signal.SIGUSR1)}
+    try: yield
+    finally:
+        for s, handler in old.items(): signal.signal(s, handler)
 
-    def pass_on(self, number: int) -> None:
-        "Hand a signal to the kernel, if it runs."
-        self.asked = True
-        provisioner = self.km.provisioner if self.km is not None else None
-        if provisioner is not None and getattr(provisioner, "pid", None) and self.kc is not None:
-            self.told = True
-            try: os.kill(provisioner.pid, number)
-            except ProcessLookupError: pass
+@lru_cache(maxsize=1)
+def _engine() -> Any:
+    "The engine at work, made when it is first used."
+    from nbclient.exceptions import DeadKernelError
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import NBClientEngine
 
-    def execute_cell(self, cell: Any, *where: Any, **options: Any) -> Any:
-        "Execute a cell, unless the job is to stop and the kernel does not know."
-        if self.asked and not self.told: raise Stopped
-        return super().execute_cell(cell, *where, **options)
+    class Client(PapermillNotebookClient):
+        "papermill's client of a kernel, which hands SIGTERM and SIGUSR1 on to the kernel."
+        asked = told = False  # whether a signal came, and whether the kernel has it
 
-    def execute(self, **options: Any) -> Any:
-        "Execute the notebook; `Stopped` if it ended because of a signal."
-        with self._signals():
-            try: super().execute(**options)
-            except DeadKernelError:
-                if self.asked: raise Stopped from None
-                raise
-        if any(o.output_type == "error" and o.ename == Preempted.__name__ for cell in self.nb.cells for o in cell.get("outputs", [])): raise Stopped
-        return self.nb
+        def pass_on(self, number: int) -> None:
+            self.asked = True
+            pid = getattr(self.km.provisioner, "pid", None) if self.km is not None else None
+            if pid and self.kc is not None:
+                self.told = True
+                with suppress(ProcessLookupError): os.kill(pid, number)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        "Listen to signals for the body; only the main thread can."
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        old = {s: signal.signal(s, lambda number, _: self.pass_on(number)) for s in (signal.SIGTERM, signal.SIGUSR1)}
-        try: yield
-        finally:
-            for s, handler in old.items(): signal.signal(s, handler)
+        def execute_cell(self, cell: Any, *where: Any, **options: Any) -> Any:
+            if self.asked and not self.told: raise Stopped
+            return super().execute_cell(cell, *where, **options)
 
-class SignalEngine(NBClientEngine):
-    "The engine `causal_meta` of papermill."
-    @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, log_output: bool = False, stdout_file: Any = None, stderr_file: Any = None,
-                                 start_timeout: int = 60, execution_timeout: int | None = None, **options: Any) -> Any:
-        "Execute a notebook, with papermill's own meaning of the arguments."
-        options = {k: v for k, v in options.items() if k not in ("input_path", "timeout", "startup_timeout")}
-        return _SignalClient(nb_man, timeout=execution_timeout, startup_timeout=start_timeout, kernel_name=kernel_name, log_output=log_output,
-                            stdout_file=stdout_file, stderr_file=stderr_file, **options).execute()
+        def execute(self, **options: Any) -> Any:
+            with _listening(self.pass_on):
+                try: super().execute(**options)
+                except DeadKernelError:
+                    if self.asked: raise Stopped from None
+                    raise
+            if any(o.output_type == "error" and o.ename == Preempted.__name__ for cell in self.nb.cells for o in cell.get("outputs", [])): raise Stopped
+            return self.nb
+
+    class Engine(NBClientEngine):
+        "papermill's own engine with that client."
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, log_output: bool = False, stdout_file: Any = None, stderr_file: Any = None,
+                                     start_timeout: int = 60, execution_timeout: int | None = None, **options: Any) -> Any:
+            options = {k: v for k, v in options.items() if k not in ("input_path", "timeout", "startup_timeout")}
+            return Client(nb_man, timeout=execution_timeout, startup_timeout=start_timeout, kernel_name=kernel_name, log_output=log_output,
+                          stdout_file=stdout_file, stderr_file=stderr_file, **options).execute()
+    return Engine
+
+# %% ../../nbs/runners/37_engine.ipynb #20f59010
+class SignalEngine:
+    "The engine `causal_meta` of papermill; all it does is done by the engine that `_engine` makes."
+    @staticmethod
+    def execute_notebook(nb: Any, kernel_name: str, **options: Any) -> Any:
+        "Execute a notebook; `Stopped` if it ended because of a signal."
+        return _engine().execute_notebook(nb, kernel_name, **options)
+
+    @staticmethod
+    def nb_kernel_name(nb: Any, name: str | None = None) -> str:
+        "The kernel that a notebook asks for, or the one that is given."
+        return _engine().nb_kernel_name(nb, name)
+
+    @staticmethod
+    def nb_language(nb: Any, language: str | None = None) -> str:
+        "The language that a notebook is in, or the one that is given."
+        return _engine().nb_language(nb, language)
