@@ -77,7 +77,7 @@ def _engine() -> Any:
 
 # %% ../../nbs/runners/37_engine.ipynb #20f59010
 class SignalEngine:
-    "The engine `causal_meta` of papermill; all it does is done by the engine that `_engine` makes."
+    "The engine that papermill knows as causal_meta."
     @staticmethod
     def execute_notebook(nb: Any, kernel_name: str, **options: Any) -> Any:
         "Execute a notebook; `Stopped` if it ended because of a signal."
