@@ -28,7 +28,7 @@ from causal_meta.runners.steps import gradients, micro_batches
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["causal_meta.runners.pre_training"])
 BASE = {"name": "base", "benchmark": "audit-small-v1",
-        "models": {"avici": {"type": "avici", "config": {"size": "tiny"}}, "bcnp": {"type": "bcnp", "config": {"size": "tiny"}}},
+        "models": {"avici": {"type": "avici", "config": {"size": "tiny", "dual_every": 1, "dual_warmup": 1, "dual_rate": 0.1}}, "bcnp": {"type": "bcnp", "config": {"size": "tiny"}}},
         "pre_training": {"steps": 18, "global_batch": 8, "checkpoint_every": 100, "validate_every": 6, "log_every": 1, "threads": 1, "learning_rate": .003}}
 
 
@@ -119,6 +119,9 @@ def test_one_rank_then_two_then_one(tmp_path, model):
     assert len(a) == len(b) == 18
     assert max(abs(x - y)/abs(x) for x, y in zip(a, b)) < 1e-3
     assert a[:5] == b[:5]
+    if model == "avici":  # the multiplier follows the radius of the global batch, whatever the ranks
+        duals = [load_checkpoint(run.checkpoints(model)/"last.pt")["model_state_dict"]["dual"].item() for run in (whole, parts)]
+        assert duals[0] > .05 and abs(duals[0] - duals[1]) < 1e-3*duals[0]
 
 
 # ---- the best weights, everywhere

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -169,8 +170,9 @@ class Avici(AmortisedModel):
         n_samples, cut = within(budget, n_samples)
         return avici_posteriors(self, *complete(data, intervened, node_mask), n_samples, generator, cut)
 
-    def after_step(self, step: int) -> None:
-        "Dual ascent on the multiplier of the acyclicity term."
+    def after_step(self, step: int, means: Mapping[str, float] | None = None) -> None:
+        "Dual ascent on the multiplier of the acyclicity term; the radius is that of the global batch where its means are given."
+        if means is not None: self.radius.fill_(means["spectral_radius"])
         dual_ascent(self, step)
 
 # %% ../../nbs/models/11_avici.ipynb #32c33356

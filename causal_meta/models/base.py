@@ -313,8 +313,8 @@ class AmortisedModel(nn.Module):
         "One posterior per task, over its real nodes only."
         raise NotImplementedError
 
-    def after_step(self, step: int) -> None:
-        "Called after each optimiser step; what it changes lives in buffers, so that a checkpoint holds it."
+    def after_step(self, step: int, means: Mapping[str, float] | None = None) -> None:
+        "Called after each optimiser step with the means of the loss and its parts over the global batch; what it changes lives in buffers, so that a checkpoint holds it."
 
 # %% ../../nbs/models/10_base.ipynb #2700c27f
 class ExplicitModel:

@@ -159,7 +159,7 @@ def train_step(
     t.scheduler.step()
     t.step += 1
     t.tasks_seen += how.global_batch
-    t.model.after_step(t.step)
+    t.model.after_step(t.step, means)
     return {**means, "grad_norm": norm}
 
 # %% ../../nbs/runners/34_pre_training.ipynb #9dfdd5b2
