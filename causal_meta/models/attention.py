@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..datasets.streams import standardise
+
 # %% auto #0
-__all__ = ['Attention', 'normed_projections', 'heads_attend', 'Block', 'along', 'mask_or_none', 'cell_inputs', 'full_precision']
+__all__ = ['CHANNELS', 'Attention', 'normed_projections', 'heads_attend', 'Block', 'along', 'mask_or_none', 'cell_inputs',
+           'full_precision']
 
 # %% ../../nbs/models/10a_attention.ipynb #e7afa7c5
 class Attention(nn.Module):
@@ -112,13 +115,17 @@ def mask_or_none(
     return None if bool(node_mask.all()) else node_mask
 
 # %% ../../nbs/models/10a_attention.ipynb #41fff3a6
+CHANNELS = {"plain": 2, "asinh": 2, "moments": 4}  # numbers per cell
+
 def cell_inputs(
     data: Tensor,  # (B, n, d)
     intervened: Tensor,  # (B, n, d) bool
-    inputs: Literal["plain", "asinh"] = "plain",  # what is done to the values
-) -> Tensor:  # (B, n, d, 2)
-    "The input of a model that reads rows: value and intervention indicator."
-    return torch.stack([data.asinh() if inputs == "asinh" else data, intervened.to(data.dtype)], -1)
+    inputs: Literal["plain", "asinh", "moments"] = "plain",  # what is done to the values
+) -> Tensor:  # (B, n, d, CHANNELS[inputs])
+    "The input of a model that reads rows: value and intervention indicator, and for `moments` log sd and asinh(mean/sd) of the column."
+    if inputs != "moments": return torch.stack([data.asinh() if inputs == "asinh" else data, intervened.to(data.dtype)], -1)
+    z, mean, sd = (t.to(data.dtype) for t in standardise(data, intervened))
+    return torch.stack([z, intervened.to(data.dtype), *(t[..., None, :].expand_as(z) for t in (sd.log(), (mean/sd).asinh()))], -1)
 
 # %% ../../nbs/models/10a_attention.ipynb #612c90e3
 def full_precision(

@@ -46,9 +46,16 @@ class PreTraining(Strict):
     compile: bool = Field(False, description="compile the attention blocks (needs a C++ compiler)")
     rows: int | None = Field(None, ge=2, description="begin with so many rows of each table; None: all of them always")
     rows_hold: float = Field(.8, ge=0, lt=1, description="fraction of the steps at that number, which then grows to all rows")
+    nodes_first: dict[int, float] | None = Field(None, description="tasks of fewer nodes first: number of nodes -> fraction of the steps")
     keep_every: int | None = Field(None, ge=1, description="steps between checkpoints that are kept for good, for learning curves")
     patience: int | None = Field(None, ge=1, description="stop early after so many validations without a better one")
     tensorboard: bool = Field(False, description="also log for TensorBoard (needs the extra `tensorboard`)")
+
+    @field_validator("nodes_first")
+    @classmethod
+    def _stages(cls, value: dict[int, float] | None) -> dict[int, float] | None:
+        if value is None or (min(value, default=0) >= 2 and min(value.values()) > 0 and sum(value.values()) < 1): return value
+        raise InputError(f"nodes_first is {value}: numbers of nodes are at least 2, and their fractions of the steps are positive and sum to less than 1.")
 
 # %% ../../nbs/runners/30_config.ipynb #8544d2b5
 class ModelSpec(Strict):

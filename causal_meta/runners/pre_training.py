@@ -30,12 +30,12 @@ from .checkpoints import load_checkpoint, load_newest, save_checkpoint
 from .config import PreTraining, RunConfig, model_digest
 from .distributed import Rank, any_rank, from_main, joined, together
 from .runs import RunDir, append_line, exclusive, forked_from, truncate_log
-from .steps import check_step, compile_blocks, fewer_rows, gradients, micro_batches, precision, rows_at
+from .steps import check_step, compile_blocks, fewer_rows, gradients, micro_batches, nodes_at, of_nodes, precision, rows_at
 
 # %% auto #0
 __all__ = ['IDENTITY', 'CRITERION', 'PATIENCE', 'schedule', 'seeded', 'new_model', 'Training', 'begin', 'state_of', 'restore',
            'train_step', 'Criterion', 'validate', 'Preempted', 'stop_signals', 'board', 'threads', 'enough',
-           'take_best', 'pre_train', 'load_model', 'best_model']
+           'train_batches', 'take_best', 'pre_train', 'load_model', 'best_model']
 
 # %% ../../nbs/runners/34_pre_training.ipynb #e54f66db
 def schedule(
@@ -267,6 +267,21 @@ def _patient(_: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, later)
 
+def train_batches(
+    benchmark: Benchmark,
+    how: PreTraining,  # global_batch, workers, steps and nodes_first are used
+    rank: Rank,  # who this process is
+    step: int,  # the first
+    seed: int,  # the training seed
+) -> Iterator[list[TaskBatch]]:  # this rank's share of each step to come
+    "The train stream from a step on, in the stages of `nodes_first`; closing it ends the processes that simulate."
+    while step < how.steps:
+        d, end = nodes_at(step, how.steps, how.nodes_first)
+        stream = MetaIterableDataset(of_nodes(benchmark, d), global_batch=how.global_batch, rank=rank.rank, world_size=rank.world_size,
+                                     start=step, training_seed=seed)
+        batches = iter(DataLoader(stream, batch_size=None, num_workers=how.workers, worker_init_fn=_patient))
+        for step in range(step + 1, end + 1): yield next(batches)
+
 def take_best(
     t: Training,  # changed in place
     folder: Path,  # checkpoints/<model>
@@ -302,9 +317,7 @@ def _loop(run: RunDir, model: str, config: RunConfig, benchmark: Benchmark, rank
         print(f"{model}: {said}{'; nothing left to do' if enough(t, how) else ''}", flush=True)
         truncate_log(log, t.step)
     held_out = [b.to(rank.device) for b in validation_batches(benchmark)] if rank.is_main and not enough(t, how) else []
-    stream = MetaIterableDataset(benchmark, global_batch=how.global_batch, rank=rank.rank, world_size=rank.world_size,
-                                 start=t.step, training_seed=config.training_seed)
-    batches = iter(DataLoader(stream, batch_size=None, num_workers=how.workers, worker_init_fn=_patient)) if not enough(t, how) else None
+    batches = train_batches(benchmark, how, rank, t.step, config.training_seed)
     bar = tqdm(total=how.steps, initial=t.step, desc=model, unit="step", disable=not (rank.is_main and sys.stderr.isatty()))
     start, before = (time.perf_counter(), time.process_time()), (t.seconds, t.cpu_seconds)
     try:
@@ -324,7 +337,7 @@ def _loop(run: RunDir, model: str, config: RunConfig, benchmark: Benchmark, rank
                     if rank.is_main: save_checkpoint(folder/"last.pt", state_of(t), keep_previous=True)
                     saved = f"the last good checkpoint is '{folder/'last.pt'}', step {t.step}"
                 if stop and not last: raise Preempted(f"{model}: asked to stop; saved at step {t.step} of {how.steps}.")
-    finally: batches = None  # ends the processes that simulate, also when an exception keeps this frame
+    finally: batches.close()  # ends the processes that simulate, also when an exception keeps this frame
     together(rank)  # best.pt is written
     return take_best(t, folder, rank)
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from typing import Literal
@@ -14,14 +14,15 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ..datasets.schema import Benchmark
 from ..datasets.streams import TaskBatch
 from ..models.attention import Block
 from ..models.base import AmortisedModel
 from .distributed import Rank, average_gradients
 
 # %% auto #0
-__all__ = ['EXPLODED', 'cut', 'micro_batches', 'rows_at', 'fewer_rows', 'precision', 'compile_blocks', 'gradients', 'Diverged',
-           'check_step']
+__all__ = ['EXPLODED', 'cut', 'micro_batches', 'rows_at', 'fewer_rows', 'nodes_at', 'of_nodes', 'precision', 'compile_blocks',
+           'gradients', 'Diverged', 'check_step']
 
 # %% ../../nbs/runners/33a_steps.ipynb #d162485e
 def cut(
@@ -61,6 +62,26 @@ def fewer_rows(
     if k >= n: return batch
     keep = torch.arange(k, device=batch.data.device)*n//k
     return replace(batch, data=batch.data[:, keep], intervened=batch.intervened[:, keep])
+
+# %% ../../nbs/runners/33a_steps.ipynb #50fcc2e7
+def nodes_at(
+    step: int,  # 0 … steps-1
+    steps: int,  # optimiser steps in all
+    first: Mapping[int, float] | None,  # number of nodes -> fraction of the steps, in order; None: none
+) -> tuple[int | None, int]:  # nodes of a task of this step (None: as the benchmark says), and the step at which that ends
+    "Stages of fewer nodes, then the benchmark's own sizes."
+    end = 0.
+    for d, fraction in (first or {}).items():
+        end += fraction
+        if step < round(end*steps): return d, round(end*steps)
+    return None, steps
+
+def of_nodes(
+    benchmark: Benchmark,
+    d: int | None,  # None: as it is
+) -> Benchmark:  # whose train mixture has tasks of d nodes
+    "The same train mixture on other tasks."
+    return benchmark if d is None else benchmark.model_copy(update={"train": benchmark.train.model_copy(update={"d": (d,)})})
 
 # %% ../../nbs/runners/33a_steps.ipynb #73adee03
 def precision(
