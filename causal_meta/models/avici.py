@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..datasets.graphs import is_dag
-from .attention import Block, along, cell_inputs, full_precision, mask_or_none
+from .attention import CHANNELS, Block, along, cell_inputs, full_precision, mask_or_none
 from .base import AmortisedModel, Budget, Loss, Posterior, Sized, complete, pair_mask, register, within
 
 # %% auto #0
@@ -78,7 +78,7 @@ class AviciConfig(Sized):
     heads: int = Field(gt=0)  # attention heads
     key_size: int = Field(gt=0)  # width of a head
     dropout: float = Field(ge=0, lt=1)  # share of each residual update that is zeroed in training
-    inputs: Literal["plain", "asinh"] = "plain"  # what is done to the values of a table; asinh where they are not standardised
+    inputs: Literal["plain", "asinh", "moments"] = "plain"  # see `cell_inputs`; asinh or moments where tables are not standardised
     acyclic: bool = False  # make every sample a DAG
     dual_every: int = Field(gt=0)  # steps between two updates of the multiplier
     dual_rate: float = Field(ge=0)  # step size of the multiplier
@@ -148,7 +148,7 @@ class Avici(AmortisedModel):
     def __init__(self, config: AviciConfig):
         super().__init__(config)
         c = config
-        self.embed = nn.Linear(2, c.dim)
+        self.embed = nn.Linear(CHANNELS[c.inputs], c.dim)
         self.blocks = nn.ModuleList(Block(c.dim, c.heads, 4*c.dim, c.key_size, c.dropout, separate_norms=True) for _ in range(2*c.layers))
         self.norm, self.head = nn.LayerNorm(c.dim), CosineHead(c.dim)
         for name in ("dual", "radius", "radius_ema"): self.register_buffer(name, torch.zeros(()))

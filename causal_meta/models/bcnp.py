@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from .attention import Attention, Block, along, cell_inputs, full_precision, mask_or_none
+from .attention import CHANNELS, Attention, Block, along, cell_inputs, full_precision, mask_or_none
 from .base import AmortisedModel, Budget, Loss, Posterior, Sized, complete, pair_mask, register, within
 from .permutations import allowed_edges, best_positions, gumbel, position_scores, task_gumbel
 
@@ -24,9 +24,10 @@ __all__ = ['cell_embedding', 'BCNPConfig', 'Encoder', 'SymmetricLogits', 'Decode
 def cell_embedding(
     dim: int,  # width D
     bias: bool = True,  # False only to show what it costs
-) -> nn.Module:  # (..., 2) value and intervention indicator -> (..., D)
+    channels: int = 2,  # numbers per cell: value, intervention indicator, and what else `cell_inputs` gives
+) -> nn.Module:  # (..., channels) -> (..., D)
     "A two-layer perceptron for each cell of the table."
-    return nn.Sequential(nn.Linear(2, dim, bias=bias), nn.ReLU(), nn.Linear(dim, dim, bias=bias))
+    return nn.Sequential(nn.Linear(channels, dim, bias=bias), nn.ReLU(), nn.Linear(dim, dim, bias=bias))
 
 # %% ../../nbs/models/12_bcnp.ipynb #6d29bf0c
 class BCNPConfig(Sized):
@@ -44,7 +45,7 @@ class BCNPConfig(Sized):
     encoder_layers: int = Field(4, gt=0)  # alternately along nodes and rows
     decoder_layers: int = Field(2, gt=0)  # each for the order and for the edges
     dropout: float = Field(0., ge=0, lt=1)
-    inputs: Literal["plain", "asinh"] = "plain"  # what is done to the values of a table; asinh where they are not standardised
+    inputs: Literal["plain", "asinh", "moments"] = "plain"  # see `cell_inputs`; asinh or moments where tables are not standardised
     pool: Literal["attention", "max"]  # from rows to a node: a learned query attends to them, or their maximum
     loss: Literal["joint", "marginal"]  # see `mixture_loss`
     forbidden_cost: float = Field(10., gt=0, le=16)  # nats, for a true edge that the order forbids; float32 has no more
@@ -59,7 +60,7 @@ class Encoder(nn.Module):
     def __init__(self, config: BCNPConfig):
         super().__init__()
         c = config
-        self.embed, self.inputs = cell_embedding(c.dim), c.inputs
+        self.embed, self.inputs = cell_embedding(c.dim, channels=CHANNELS[c.inputs]), c.inputs
         self.blocks = nn.ModuleList(Block(c.dim, c.heads, c.hidden, dropout=c.dropout) for _ in range(c.encoder_layers))
         if c.pool == "attention": self.query, self.pool = nn.Parameter(.02 * torch.randn(c.dim)), Attention(c.dim, c.heads)
         else: self.norm, self.pool = nn.LayerNorm(c.dim), None
