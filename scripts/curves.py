@@ -6,25 +6,31 @@ from pathlib import Path
 from causal_meta.datasets.tasks import MetaFixedDataset
 from causal_meta.runners.evaluation import evaluate
 from causal_meta.runners.learning import against_exact, of_prior, reference
-from causal_meta.runners.runs import find_run
+from causal_meta.runners.runs import RunDir, find_run
 
 METRICS = ("e_shd2", "e_f1", "edge_log_prob", "orientation_accuracy", "valid_dag_rate", "auroc")
+
+
+def trained(run: RunDir, model: str) -> dict:
+    "Settings, effort and losses of one pre-training."
+    lines = [json.loads(line) for line in run.log("pre_training", model).read_text().splitlines()]
+    return {"config": run.config.models[model].config, "pre_training": run.config.training_of(model).model_dump(),
+            "steps": lines[-1]["step"], "tasks_seen": lines[-1]["tasks"], "cpu_seconds": lines[-1]["cpu_seconds"],
+            "losses": [{k: line[k] for k in ("step", "cpu_seconds", "loss", "val_loss") if k in line} for line in lines[::5] + [line for line in lines if "val_loss" in line]]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/curves", description=__doc__)
     parser.add_argument("run", help="a run's name under experiments/, or its folder")
     parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
+    parser.add_argument("--beside", nargs="*", default=[], help="other runs, finished or not, whose losses go beside")
     parser.add_argument("--models", nargs="*", help="amortised models of the run; all of them unless said")
     options = parser.parse_args()
     run = find_run(options.run)
     benchmark, models = run.benchmark(), options.models or run.config.of_kind("amortised")
-    found = {"run": run.name, "benchmark": benchmark.name, "models": {}}
-    for model in models:
-        lines = [json.loads(line) for line in run.log("pre_training", model).read_text().splitlines()]
-        found["models"][model] = {"config": run.config.models[model].config, "pre_training": run.config.training_of(model).model_dump(),
-                                  "steps": lines[-1]["step"], "tasks_seen": lines[-1]["tasks"], "cpu_seconds": lines[-1]["cpu_seconds"],
-                                  "losses": [{k: line[k] for k in ("step", "cpu_seconds", "loss", "val_loss") if k in line} for line in lines[::5] + [line for line in lines if "val_loss" in line]]}
+    found = {"run": run.name, "benchmark": benchmark.name, "models": {model: trained(run, model) for model in models},
+             "beside": {other.name: {model: trained(other, model) for model in other.config.of_kind("amortised") if other.log("pre_training", model).exists()}
+                        for other in map(find_run, options.beside)}}
     if benchmark.name.startswith("exact"):
         refs = [reference(benchmark, family) for family in benchmark.test]
         found["prior"] = {ref.family: of_prior(ref) for ref in refs}

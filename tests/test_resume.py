@@ -18,7 +18,7 @@ BASE = {"name": "base", "benchmark": "audit-small-v1",  # tables of 5 to 10 colu
         "models": {"avici": {"type": "avici", "config": {"size": "tiny", "dropout": .1, "dual_every": 5, "dual_warmup": 5}},
                    "bcnp": {"type": "bcnp", "config": {"size": "tiny", "dropout": .1}}},
         "pre_training": {"steps": 48, "global_batch": 4, "checkpoint_every": 2, "validate_every": 24, "log_every": 1, "threads": 1,
-                         "rows": 32, "rows_hold": .5}}  # and fewer rows at first
+                         "rows": 32, "rows_hold": .5, "nodes_first": {4: .25}}}  # and fewer rows and nodes at first
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["causal_meta.runners.pre_training"])
 

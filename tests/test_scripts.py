@@ -1,10 +1,16 @@
 "The commands that a person, CI or a cluster types: they parse, are executable, and do not depend on where they are called."
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from causal_meta.runners.config import load_config
+from causal_meta.runners.pre_training import pre_train
+from causal_meta.runners.runs import create_run
 
 ROOT = Path(__file__).parents[1]
 BASH = sorted(p for folder in ("scripts", "slurm", ".ci") for p in (ROOT/folder).iterdir()
@@ -67,6 +73,21 @@ def test_setup_refuses_in_one_sentence(tree, tmp_path):
 def test_unknown_options_are_refused(script):
     done = run(ROOT/"scripts"/script, "--al")
     assert done.returncode == 2 and "usage" in done.stderr
+
+
+@pytest.mark.parametrize("benchmark, part", [("exact5-v1", "curves"), pytest.param("pairs-v1", "results", marks=pytest.mark.slow)])
+def test_curves_of_a_run(tmp_path, benchmark, part):
+    made = {}
+    for name in ("main", "other"):
+        settings = {"name": name, "benchmark": benchmark, "models": {"avici": {"type": "avici", "config": {"size": "tiny"}}},
+                    "pre_training": {"steps": 2, "global_batch": 4, "rows": 16, "keep_every": 1, "validate_every": 2, "log_every": 1, "threads": 1}}
+        pre_train(made.setdefault(name, create_run(load_config(settings), tmp_path)), "avici")
+    done = run(sys.executable, ROOT/"scripts/curves.py", made["main"].path, "--beside", made["other"].path, "--out", tmp_path/"new/found.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path/"new/found.json").read_text())
+    assert found["benchmark"] == benchmark and found[part] and found["models"]["avici"]["tasks_seen"] == 8
+    assert [line["step"] for line in found["beside"]["other"]["avici"]["losses"] if "val_loss" in line] == [2]
+    if part == "curves": assert [(row["step"], row["family"]) for row in found["curves"]] == [(s, f) for s in (1, 2) for f in ("id/n100", "id/n500")]
 
 
 @pytest.fixture

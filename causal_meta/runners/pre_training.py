@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -279,8 +280,8 @@ def train_batches(
         d, end = nodes_at(step, how.steps, how.nodes_first)
         stream = MetaIterableDataset(of_nodes(benchmark, d), global_batch=how.global_batch, rank=rank.rank, world_size=rank.world_size,
                                      start=step, training_seed=seed)
-        batches = iter(DataLoader(stream, batch_size=None, num_workers=how.workers, worker_init_fn=_patient))
-        for step in range(step + 1, end + 1): yield next(batches)
+        yield from islice(DataLoader(stream, batch_size=None, num_workers=how.workers, worker_init_fn=_patient), end - step)
+        step = end
 
 def take_best(
     t: Training,  # changed in place
