@@ -55,9 +55,7 @@ def reference(
     fixed = MetaFixedDataset(benchmark, seed_list)
     tasks = [t for t in (fixed[i] for i in range(len(fixed))) if t.family == family][:n_tasks]
     exact = exact_posterior(torch.stack([t.data for t in tasks]), torch.stack([t.intervened for t in tasks]))
-    hot = F.one_hot(pair_states(exact.graphs), 4).double()
-    states = (exact.log_probs.exp() @ hot.flatten(1)).unflatten(1, hot.shape[1:])
-    return Reference(family, tasks, off_diagonal(exact.edge_probs), states)
+    return Reference(family, tasks, off_diagonal(exact.edge_probs), states_of(exact.graphs, exact.log_probs.exp()))
 
 # %% ../../nbs/runners/38_learning.ipynb #6a342762
 def distances(
