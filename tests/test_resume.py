@@ -50,6 +50,16 @@ def undisturbed(tmp_path_factory):
     return run
 
 
+LONG = ["pre_training.steps=400", "pre_training.validate_every=100"]  # room for twenty interruptions on a fast machine
+
+@pytest.fixture(scope="module")
+def long_undisturbed(tmp_path_factory):
+    "The same, of more steps."
+    run = create_run(load_config(BASE, LONG, name="undisturbed"), tmp_path_factory.mktemp("long"))
+    for model in BASE["models"]: pre_train(run, model)
+    return run
+
+
 def interrupt(run, model, number, times, seed):
     "Start the work and send it a signal, `times` over, each after a random number of steps and a random moment; then let it finish."
     rng, landed = random.Random(seed), 0
@@ -72,14 +82,21 @@ def interrupt(run, model, number, times, seed):
 
 
 # in CI each model is killed and told to stop twice; 20 times, with and without workers, under scripts/test --all
-SOME = [("avici", signal.SIGKILL, 2), ("bcnp", signal.SIGKILL, 0), ("avici", signal.SIGTERM, 0), ("bcnp", signal.SIGTERM, 2)]
-ALL = [pytest.param(m, s, w, 20, marks=pytest.mark.slow) for m in BASE["models"] for s in (signal.SIGKILL, signal.SIGTERM) for w in (0, 2)]
-
-@pytest.mark.parametrize("model, number, workers, times", [(*some, 2) for some in SOME] + ALL)
-def test_interrupted_and_resumed_is_bit_identical(tmp_path, undisturbed, model, number, workers, times):
+@pytest.mark.parametrize("model, number, workers", [("avici", signal.SIGKILL, 2), ("bcnp", signal.SIGKILL, 0), ("avici", signal.SIGTERM, 0), ("bcnp", signal.SIGTERM, 2)])
+def test_interrupted_and_resumed_is_bit_identical(tmp_path, undisturbed, model, number, workers):
     broken = create_run(load_config(BASE, [f"pre_training.workers={workers}"], name="broken"), tmp_path)
-    assert interrupt(broken, model, number, times, seed=f"{model}{number}{workers}") == times
+    assert interrupt(broken, model, number, 2, seed=f"{model}{number}{workers}") == 2
     same_end(undisturbed, broken, model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("model", BASE["models"])
+def test_twenty_interruptions_are_bit_identical(tmp_path, long_undisturbed, model, number, workers):
+    broken = create_run(load_config(BASE, [*LONG, f"pre_training.workers={workers}"], name="broken"), tmp_path)
+    assert interrupt(broken, model, number, 20, seed=f"twenty{model}{number}{workers}") == 20
+    same_end(long_undisturbed, broken, model)
 
 
 def test_a_signal_to_the_command_reaches_the_kernel(tmp_path, undisturbed):
