@@ -34,6 +34,7 @@ def main() -> None:
     if benchmark.name.startswith("exact"):
         refs = [reference(benchmark, family) for family in benchmark.test]
         found["prior"] = {ref.family: of_prior(ref) for ref in refs}
+        found["exact"] = {ref.family: {"log_prob": ref.log_prob} for ref in refs}
         found["curves"] = [row for model in models for row in against_exact(run, model, refs, say=lambda row: print(row, flush=True))]
     else:
         edges = {(t.family, t.index): int(t.graph.sum()) for tasks in [MetaFixedDataset(benchmark)] for t in (tasks[i] for i in range(len(tasks)))}

@@ -35,6 +35,7 @@ class Reference:
     tasks: list[Task]
     edges: Tensor  # (B, d(d-1)) float64, probabilities of the ordered pairs
     states: Tensor  # (B, d(d-1)/2, 4) float64, of the states of unordered pairs
+    log_prob: float  # mean log-probability of the true graphs, nats: no model can have more on average
 
 def states_of(
     graphs: Tensor,  # (..., K, d, d) bool
@@ -55,7 +56,9 @@ def reference(
     fixed = MetaFixedDataset(benchmark, seed_list)
     tasks = [t for t in (fixed[i] for i in range(len(fixed))) if t.family == family][:n_tasks]
     exact = exact_posterior(torch.stack([t.data for t in tasks]), torch.stack([t.intervened for t in tasks]))
-    return Reference(family, tasks, off_diagonal(exact.edge_probs), states_of(exact.graphs, exact.log_probs.exp()))
+    at = [(exact.graphs == t.graph).all(-1).all(-1) for t in tasks]
+    truth = torch.stack([log_probs[which].squeeze(0) for log_probs, which in zip(exact.log_probs, at)])
+    return Reference(family, tasks, off_diagonal(exact.edge_probs), states_of(exact.graphs, exact.log_probs.exp()), truth.mean().item())
 
 # %% ../../nbs/runners/38_learning.ipynb #6a342762
 def distances(
@@ -88,7 +91,7 @@ def against_exact(
     refs: Iterable[Reference],  # from `reference`
     n_samples: int = 1000,  # graphs per posterior, for the pair states
     say: Any = None,  # a function that is told each row
-) -> list[dict[str, Any]]:  # a row for each kept checkpoint and reference: step, tasks_seen, cpu_seconds, family, edge_error, total_variation
+) -> list[dict[str, Any]]:  # a row for each kept checkpoint and reference: step, tasks_seen, cpu_seconds, family, edge_error, total_variation, log_prob of the true graph
     "The distances of each kept checkpoint."
     rows = []
     for path in kept(run, model):
@@ -97,6 +100,7 @@ def against_exact(
             generator = torch_generator(run.config.training_seed, "learning-curve", ref.family, 0, f"posterior/{model}")
             found = net.posterior(torch.stack([t.data for t in ref.tasks]), torch.stack([t.intervened for t in ref.tasks]), n_samples=n_samples, generator=generator)
             edges, states = torch.stack([off_diagonal(p.edge_probs) for p in found]), torch.stack([states_of(p.graphs) for p in found])
-            rows.append({"model": model, **{k: facts[k] for k in ("step", "tasks_seen", "cpu_seconds")}, "family": ref.family, **distances(ref, edges, states)})
+            rows.append({"model": model, **{k: facts[k] for k in ("step", "tasks_seen", "cpu_seconds")}, "family": ref.family, **distances(ref, edges, states),
+                         "log_prob": sum(p.log_prob(t.graph) for p, t in zip(found, ref.tasks))/len(ref.tasks)})
             if say: say(rows[-1])
     return rows
