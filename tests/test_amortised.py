@@ -17,6 +17,7 @@ from causal_meta.models.bcnp import mixture_loss, mixture_terms
 from causal_meta.models.permutations import best_positions, sinkhorn, task_gumbel
 
 MODELS_UNDER_TEST = ("avici", "bcnp")
+INPUTS = st.sampled_from(["plain", "asinh", "moments"])
 few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 many = settings(max_examples=60, deadline=None)
 
@@ -40,9 +41,9 @@ def off_diagonal(logits):
 
 @pytest.mark.parametrize("name", MODELS_UNDER_TEST)
 @few
-@given(B=st.integers(1, 3), n=st.integers(1, 12), d=st.integers(2, 7), seed=st.integers(0, 10_000))
-def test_relabelling_the_nodes_relabels_the_logits(name, B, n, d, seed):
-    model, batch = model_of(name), tasks(B, n, d, seed)
+@given(B=st.integers(1, 3), n=st.integers(1, 12), d=st.integers(2, 7), seed=st.integers(0, 10_000), inputs=INPUTS)
+def test_relabelling_the_nodes_relabels_the_logits(name, B, n, d, seed, inputs):
+    model, batch = model_of(name, inputs=inputs), tasks(B, n, d, seed)
     new = torch.randperm(d, generator=torch.Generator().manual_seed(seed))
     expected = model.edge_logits(batch.data, batch.intervened)[:, new][:, :, new]
     found = model.edge_logits(batch.data[..., new], batch.intervened[..., new])
@@ -51,9 +52,9 @@ def test_relabelling_the_nodes_relabels_the_logits(name, B, n, d, seed):
 
 @pytest.mark.parametrize("name", MODELS_UNDER_TEST)
 @few
-@given(n=st.integers(1, 15), d=st.integers(2, 6), seed=st.integers(0, 10_000))
-def test_shuffling_the_rows_changes_nothing(name, n, d, seed):
-    model, batch = model_of(name), tasks(2, n, d, seed)
+@given(n=st.integers(1, 15), d=st.integers(2, 6), seed=st.integers(0, 10_000), inputs=INPUTS)
+def test_shuffling_the_rows_changes_nothing(name, n, d, seed, inputs):
+    model, batch = model_of(name, inputs=inputs), tasks(2, n, d, seed)
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     expected, found = model.edge_logits(batch.data, batch.intervened), model.edge_logits(batch.data[:, rows], batch.intervened[:, rows])
     torch.testing.assert_close(off_diagonal(found), off_diagonal(expected), atol=2e-5, rtol=1e-4)
@@ -61,9 +62,9 @@ def test_shuffling_the_rows_changes_nothing(name, n, d, seed):
 
 @pytest.mark.parametrize("name", MODELS_UNDER_TEST)
 @few
-@given(d=st.integers(2, 6), extra=st.integers(1, 6), seed=st.integers(0, 10_000), garbage=st.sampled_from([0., 1e4, float("nan")]))
-def test_padding_leaves_no_trace(name, d, extra, seed, garbage):
-    model, batch = model_of(name), tasks(2, 9, d, seed)
+@given(d=st.integers(2, 6), extra=st.integers(1, 6), seed=st.integers(0, 10_000), garbage=st.sampled_from([0., 1e4, float("nan")]), inputs=INPUTS)
+def test_padding_leaves_no_trace(name, d, extra, seed, garbage, inputs):
+    model, batch = model_of(name, inputs=inputs), tasks(2, 9, d, seed)
     place = torch.randperm(d + extra, generator=torch.Generator().manual_seed(seed))[:d].sort().values  # real nodes anywhere
     wide = SimpleNamespace(data=torch.full((2, 9, d + extra), garbage), intervened=torch.ones(2, 9, d + extra).bool(), keys=batch.keys,
                            graphs=torch.zeros(2, d + extra, d + extra).bool(), node_mask=torch.zeros(2, d + extra).bool())

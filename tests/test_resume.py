@@ -42,22 +42,22 @@ def same_end(one, other, model):
     assert logs[0] == logs[1]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    "A run of both models that nobody disturbs."
-    run = create_run(load_config(BASE, name="undisturbed"), tmp_path_factory.mktemp("undisturbed"))
-    for model in BASE["models"]: pre_train(run, model)
-    return run
-
-
 LONG = ["pre_training.steps=400", "pre_training.validate_every=100"]  # room for twenty interruptions on a fast machine
 
-@pytest.fixture(scope="module")
-def long_undisturbed(tmp_path_factory):
-    "The same, of more steps."
-    run = create_run(load_config(BASE, LONG, name="undisturbed"), tmp_path_factory.mktemp("long"))
+
+def whole(folder, *settings):
+    "A run of both models that nobody disturbs."
+    run = create_run(load_config(BASE, settings, name="undisturbed"), folder)
     for model in BASE["models"]: pre_train(run, model)
     return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory): return whole(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="module")
+def long_undisturbed(tmp_path_factory): return whole(tmp_path_factory.mktemp("long"), *LONG)
 
 
 def interrupt(run, model, number, times, seed):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..datasets.streams import standardise
 
 # %% auto #0
-__all__ = ['CHANNELS', 'Attention', 'normed_projections', 'heads_attend', 'dropout', 'Block', 'along', 'mask_or_none',
-           'cell_inputs', 'full_precision']
+__all__ = ['CHANNELS', 'Attention', 'normed_projections', 'heads_attend', 'Block', 'along', 'mask_or_none', 'cell_inputs',
+           'full_precision']
 
 # %% ../../nbs/models/10a_attention.ipynb #e7afa7c5
 class Attention(nn.Module):
@@ -71,19 +71,6 @@ def heads_attend(
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
     return out.transpose(1, 2).reshape(*batch, L, -1)
 
-# %% ../../nbs/models/10a_attention.ipynb #6557e641
-def dropout(
-    x: Tensor,  # of any shape
-    p: float,  # share of the numbers that is zeroed, in [0, 1)
-    training: bool = True,  # False: nothing is
-) -> Tensor:  # of the same shape and mean
-    "Dropout (Srivastava et al. 2014) from torch's global generator."
-    drop = round(p*2**16)
-    if not training or not drop: return x
-    if torch.compiler.is_compiling(): return F.dropout(x, p)
-    bits = torch.empty((x.numel() + 3)//4, dtype=torch.int64, device=x.device).random_(-2**63, None).view(torch.int16)
-    return (x*(bits[:x.numel()].view(x.shape) >= drop - 2**15)).mul_(2**16/(2**16 - drop))
-
 # %% ../../nbs/models/10a_attention.ipynb #c5c5cc71
 class Block(nn.Module):
     "Attention and a perceptron, each pre-normed and added to its input."
@@ -99,15 +86,15 @@ class Block(nn.Module):
         super().__init__()
         self.attention = Attention(dim, heads, key_size, separate_norms)
         self.feed_forward = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
         x: Tensor,  # (..., L, D)
         key_mask: Tensor | None = None,  # (..., L) bool, True where x may be seen
     ) -> Tensor:  # (..., L, D)
-        x = x + dropout(self.attention(x, key_mask=key_mask), self.dropout, self.training)
-        return x + dropout(self.feed_forward(x), self.dropout, self.training)
+        x = x + self.dropout(self.attention(x, key_mask=key_mask))
+        return x + self.dropout(self.feed_forward(x))
 
 # %% ../../nbs/models/10a_attention.ipynb #f5ed93a3
 def along(

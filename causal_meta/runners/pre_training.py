@@ -93,6 +93,7 @@ def begin(
 ) -> Training:  # at step 0
     "A fresh pre-training."
     how, net = config.training_of(model), new_model(config, model).to(device)
+    for d in how.nodes_first or (): of_nodes(benchmark, d)  # all stages are possible
     if how.compile: compile_blocks(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: schedule(s, how.steps, how.warmup))

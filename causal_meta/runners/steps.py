@@ -14,8 +14,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ..datasets.randomness import TaskStreams
 from ..datasets.schema import Benchmark
 from ..datasets.streams import TaskBatch
+from ..datasets.validation import InputError
 from ..models.attention import Block
 from ..models.base import AmortisedModel
 from .distributed import Rank, average_gradients
@@ -80,8 +82,12 @@ def of_nodes(
     benchmark: Benchmark,
     d: int | None,  # None: as it is
 ) -> Benchmark:  # whose train mixture has tasks of d nodes
-    "The same train mixture on other tasks."
-    return benchmark if d is None else benchmark.model_copy(update={"train": benchmark.train.model_copy(update={"d": (d,)})})
+    "The same train mixture on other tasks; `InputError` if one of its families has no graphs of d nodes."
+    if d is None: return benchmark
+    for name, family in benchmark.train.families.items():
+        try: family.scm.graph.sample(TaskStreams(0, "train", name, (0,)), d)
+        except InputError as e: raise InputError(f"nodes_first has {d} nodes, which do not suit the train family '{name}' of {benchmark.name}: {e}") from None
+    return benchmark.model_copy(update={"train": benchmark.train.model_copy(update={"d": (d,)})})
 
 # %% ../../nbs/runners/33a_steps.ipynb #73adee03
 def precision(
