@@ -28,8 +28,8 @@ from ..datasets.validation import InputError, Strict, one_of, parse
 # %% auto #0
 __all__ = ['LOG_PROBS', 'MODELS', 'Budget', 'Clock', 'within', 'Posterior', 'from_graphs', 'log_prob', 'bernoulli_log_prob',
            'local_scores_log_prob', 'permutation_mixture_log_prob', 'save_posterior', 'load_posterior', 'to_frame',
-           'to_networkx', 'Loss', 'AmortisedModel', 'ExplicitModel', 'complete', 'pair_mask', 'ModelEntry', 'register',
-           'build_model', 'Sized']
+           'to_networkx', 'Loss', 'AmortisedModel', 'ExplicitModel', 'one_task', 'complete', 'pair_mask', 'ModelEntry',
+           'register', 'build_model', 'Sized']
 
 # %% ../../nbs/models/10_base.ipynb #4412a151
 @dataclass(frozen=True)
@@ -327,6 +327,27 @@ class ExplicitModel:
                   n_samples: int, generator: torch.Generator, budget: Budget | None = None) -> Posterior:
         "The posterior of one data set: data (n, d) float32, intervened (n, d) bool."
         raise NotImplementedError
+
+# %% ../../nbs/models/10_base.ipynb #719eaea0
+def one_task(
+    data: Tensor,  # (n, d)
+    intervened: Tensor | None,  # (n, d) bool, True where the value was set; None: nowhere
+    what: str,  # the method, for the message
+    *,
+    min_rows: int = 2,  # rows it needs
+    max_nodes: int | None = None,  # columns it can take; None: any number
+) -> tuple[Tensor, Tensor]:  # (n, d) float32 and (n, d) bool
+    "Check the data set of an explicit method, or raise an `InputError`."
+    if data.ndim != 2: raise InputError(f"{what}: data has shape {tuple(data.shape)}; it must be (n, d).")
+    n, d = data.shape
+    if d < 2: raise InputError(f"{what}: the data have {d} column; at least 2 are needed.")
+    if max_nodes is not None and d > max_nodes: raise InputError(f"{what}: the data have {d} columns; it takes at most {max_nodes}.")
+    if n < min_rows: raise InputError(f"{what}: the data have {n} row{'s' * (n != 1)}; at least {min_rows} are needed.")
+    if not torch.isfinite(data).all(): raise InputError(f"{what}: the data have missing or infinite values; it needs a finite number in each cell.")
+    if intervened is None: intervened = torch.zeros_like(data, dtype=torch.bool)
+    if intervened.shape != data.shape: raise InputError(f"{what}: intervened has shape {tuple(intervened.shape)}; it must be that of data, {tuple(data.shape)}.")
+    if intervened.all(): raise InputError(f"{what}: every value was set by an intervention, so none tells what causes it; some must be left alone.")
+    return data.float(), intervened.bool()
 
 # %% ../../nbs/models/10_base.ipynb #e9a28334
 def complete(

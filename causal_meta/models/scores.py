@@ -18,7 +18,8 @@ from ..datasets.validation import InputError
 
 # %% auto #0
 __all__ = ['MAX_TABLE_NODES', 'LOCAL_SCORES', 'parent_sets', 'Moments', 'moments', 'subset_log_determinants', 'BGePrior',
-           'bge_prior', 'bge_local_scores', 'graph_scores', 'equivalence_classes', 'bic_local_scores']
+           'bge_prior', 'bge_matrix', 'bge_formula', 'bge_local_scores', 'graph_scores', 'equivalence_classes',
+           'bic_matrix', 'bic_formula', 'bic_local_scores']
 
 # %% ../../nbs/models/14_scores.ipynb #a0fd98b1
 def parent_sets(
@@ -37,13 +38,9 @@ class Moments:
     scatter: Tensor  # (B, J, d, d) float64, their sum of squares about that mean
 
 # %% ../../nbs/models/14_scores.ipynb #5f00219c
-MAX_TABLE_NODES = 16   # 2^16 parent sets per node
-
 def _checked(data: Tensor, intervened: Tensor | None) -> Tensor:
     "The data as float64, or an error if they cannot be scored."
     if data.ndim != 3: raise InputError(f"scores need data of shape (tasks, rows, nodes), got {tuple(data.shape)}.")
-    if data.shape[2] > MAX_TABLE_NODES:
-        raise InputError(f"a table of all parent sets is allowed for at most {MAX_TABLE_NODES} nodes, the data have {data.shape[2]}.")
     if not torch.isfinite(data).all(): raise InputError("scores need finite data; there are missing or infinite values.")
     if intervened is not None and intervened.shape != data.shape:
         raise InputError(f"the intervention mask has shape {tuple(intervened.shape)}; it must be that of the data, {tuple(data.shape)}.")
@@ -65,6 +62,8 @@ def moments(
     return Moments(rows, mean + origin, torch.einsum("bnj,bnp,bnq->bjpq", free, x, x) - outer)
 
 # %% ../../nbs/models/14_scores.ipynb #2dbdc7e6
+MAX_TABLE_NODES = 16   # 2^16 parent sets per node
+
 @lru_cache(maxsize=64)
 def _subsets(d: int, size: int) -> tuple[Tensor, Tensor]:
     "The subsets of 0..d-1 with `size` members: as node lists (C, size) and as numbers (C,)."
@@ -77,6 +76,7 @@ def subset_log_determinants(
 ) -> Tensor:  # (..., 2^d), entry S is the log-determinant of the submatrix of the set S; 0 for the empty set
     "Log-determinants of all principal submatrices, one batched Cholesky factorisation per size."
     d = matrices.shape[-1]
+    if d > MAX_TABLE_NODES: raise InputError(f"a table of all parent sets is allowed for at most {MAX_TABLE_NODES} nodes, the data have {d}.")
     out = matrices.new_zeros(*matrices.shape[:-2], 2 ** d)
     for size in range(1, d + 1):
         members, numbers = (t.to(matrices.device) for t in _subsets(d, size))
@@ -121,6 +121,30 @@ def bge_prior(
     if alpha_w <= d + 1: raise InputError(f"BGe: alpha_w is {alpha_w:g}; with {d} nodes it must be above {d + 1}.")
     return BGePrior(float(alpha_mu), alpha_w, alpha_mu * (alpha_w - d - 1) / (alpha_mu + 1))
 
+# %% ../../nbs/models/14_scores.ipynb #bd8665ba
+def bge_matrix(
+    m: Moments,  # of B tasks
+    prior: BGePrior,
+) -> Tensor:  # (B, J, d, d) float64, positive definite
+    "R of the BGe score: prior scatter, scatter of the data, and the part of the mean."
+    shrink = m.rows * prior.alpha_mu / (m.rows + prior.alpha_mu)
+    mean_part = shrink[..., None, None] * m.mean[..., :, None] * m.mean[..., None, :]
+    return m.scatter + mean_part + prior.t * torch.eye(m.mean.shape[-1], dtype=m.mean.dtype, device=m.mean.device)
+
+def bge_formula(
+    n: Tensor,  # rows in which the node was left alone; all arguments broadcast
+    k: Tensor,  # number of parents
+    joined: Tensor,  # log det of R on the parents and the node
+    alone: Tensor,  # log det of R on the parents
+    d: int,  # nodes
+    prior: BGePrior,
+) -> Tensor:  # float64, nats
+    "log p(x_j | x_S) from determinants, Kuipers et al. (2014)."
+    a = prior.alpha_w - d
+    constant = (-n / 2 * math.log(math.pi) + .5 * (prior.alpha_mu / (n + prior.alpha_mu)).log()
+                + torch.lgamma((n + a + k + 1) / 2) - torch.lgamma((a + k + 1) / 2) + (a + 2 * k + 1) / 2 * math.log(prior.t))
+    return constant - (n + a + k + 1) / 2 * joined + (n + a + k) / 2 * alone
+
 # %% ../../nbs/models/14_scores.ipynb #84d09ce0
 def bge_local_scores(
     data: Tensor,  # (B, n, d)
@@ -132,16 +156,9 @@ def bge_local_scores(
     "log p(x_j | x_S) for every node j and parent set S under the BGe prior, Kuipers et al. (2014)."
     d, m = data.shape[-1], moments(data, intervened)
     prior = bge_prior(d, alpha_mu, alpha_w)
-    shrink = m.rows * prior.alpha_mu / (m.rows + prior.alpha_mu)
-    mean_part = shrink[..., None, None] * m.mean[..., :, None] * m.mean[..., None, :]
-    R = m.scatter + mean_part + prior.t * torch.eye(d, dtype=m.mean.dtype, device=data.device)
-    joined, alone = _with_and_without(subset_log_determinants(R), d)
+    joined, alone = _with_and_without(subset_log_determinants(bge_matrix(m, prior)), d)
     k, legal = _sizes_and_legal(d, data.device)
-    n, a = m.rows[..., None], prior.alpha_w - d
-    constant = (-n / 2 * math.log(math.pi) + .5 * (prior.alpha_mu / (n + prior.alpha_mu)).log()
-                + torch.lgamma((n + a + k + 1) / 2) - torch.lgamma((a + k + 1) / 2) + (a + 2 * k + 1) / 2 * math.log(prior.t))
-    scores = constant - (n + a + k + 1) / 2 * joined + (n + a + k) / 2 * alone
-    return scores.masked_fill(~legal, -torch.inf)
+    return bge_formula(m.rows[..., None], k, joined, alone, d, prior).masked_fill(~legal, -torch.inf)
 
 # %% ../../nbs/models/14_scores.ipynb #fa8862aa
 def graph_scores(
@@ -165,22 +182,36 @@ def equivalence_classes(
     features = torch.cat([skeleton.flatten(1), colliders[:, :, i, j].flatten(1)], 1)
     return torch.unique(features, dim=0, return_inverse=True)[1]
 
+# %% ../../nbs/models/14_scores.ipynb #052e3743
+def bic_matrix(
+    m: Moments,  # of B tasks
+) -> Tensor:  # (B, J, d, d) float64, positive definite
+    "The scatter, with a relative ridge; `InputError` where BIC is undefined."
+    d, diagonal = m.mean.shape[-1], m.scatter.diagonal(dim1=-2, dim2=-1)
+    if (m.rows < d + 1).any():
+        raise InputError(f"BIC needs at least {d + 1} rows in which each node is left alone, there are {int(m.rows.min())}; use BGe.")
+    if (diagonal <= 0).any(): raise InputError("BIC is undefined for a constant column; use BGe.")
+    return m.scatter + torch.diag_embed(1e-12 * diagonal)
+
+def bic_formula(
+    n: Tensor,  # rows in which the node was left alone; all arguments broadcast
+    k: Tensor,  # number of parents
+    joined: Tensor,  # log det of the scatter of the parents and the node
+    alone: Tensor,  # log det of the scatter of the parents
+) -> Tensor:  # float64, nats
+    "The BIC (Schwarz 1978) of a Gaussian linear regression from determinants."
+    return -n / 2 * (1 + math.log(2 * math.pi) + joined - alone - n.log()) - (k + 2) / 2 * n.log()
+
 # %% ../../nbs/models/14_scores.ipynb #c1dbcee9
 def bic_local_scores(
     data: Tensor,  # (B, n, d)
     intervened: Tensor | None = None,  # (B, n, d) bool, True where the value was set
 ) -> Tensor:  # (B, d, 2^d) float64, nats; -inf where the set holds the node itself
-    "The BIC (Schwarz 1978) of the Gaussian linear regression of every node on every set."
+    "The BIC of the Gaussian linear regression of every node on every set."
     d, m = data.shape[-1], moments(data, intervened)
-    if (m.rows < d + 1).any():
-        raise InputError(f"BIC needs at least {d + 1} rows in which each node is left alone, there are {int(m.rows.min())}; use BGe.")
-    diagonal = m.scatter.diagonal(dim1=-2, dim2=-1)
-    if (diagonal <= 0).any(): raise InputError("BIC is undefined for a constant column; use BGe.")
-    joined, alone = _with_and_without(subset_log_determinants(m.scatter + torch.diag_embed(1e-12 * diagonal)), d)
+    joined, alone = _with_and_without(subset_log_determinants(bic_matrix(m)), d)
     k, legal = _sizes_and_legal(d, data.device)
-    n = m.rows[..., None]
-    scores = -n / 2 * (1 + math.log(2 * math.pi) + joined - alone - n.log()) - (k + 2) / 2 * n.log()
-    return scores.masked_fill(~legal, -torch.inf)
+    return bic_formula(m.rows[..., None], k, joined, alone).masked_fill(~legal, -torch.inf)
 
 # %% ../../nbs/models/14_scores.ipynb #95ac47f9
 LOCAL_SCORES: dict[str, Callable[..., Tensor]] = {"bge": bge_local_scores, "bic": bic_local_scores}
