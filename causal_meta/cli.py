@@ -101,7 +101,7 @@ def report(run: Run, experiments: Experiments = Path("experiments")) -> None:
 @app.command()
 def posterior(
     data: Annotated[Path, typer.Argument(help="A CSV with a header: rows are samples, columns variables.")],
-    model: Annotated[str, typer.Option(help="A registered model (exact), a run, run/model, or a checkpoint file.")],
+    model: Annotated[str, typer.Option(help="A registered explicit model (exact, mcmc, dibs …), a run, run/model, or a checkpoint file.")],
     samples: Annotated[int, typer.Option(min=1, help="Graphs to draw.")] = 1000,
     target_column: Annotated[Optional[str], typer.Option(help="The column that names each row's intervened variables, ';'-separated; empty for none.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="The folder for tables and pictures; <data>-posterior by default.")] = None,
@@ -154,7 +154,7 @@ def main() -> None:
         print(f"causal-meta: {e}", file=sys.stderr)
         sys.exit(2)
     except Exception as e:
-        code = {"Preempted": 85, "Diverged": 1}.get(type(e).__name__)  # by name: importing torch takes seconds
+        code = {"Preempted": 85, "Diverged": 1, "Unfinished": 1}.get(type(e).__name__)  # by name: importing torch takes seconds
         if code is None: raise
         print(f"causal-meta: {e}", file=sys.stderr)
         sys.exit(code)

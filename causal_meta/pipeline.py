@@ -21,7 +21,7 @@ from .datasets.validation import InputError, one_of
 from .runners.config import load_config
 from .runners.distributed import rank_of
 from .runners.evaluation import evaluate
-from .runners.inference import infer
+from .runners.inference import Unfinished, infer
 from .runners.pre_training import Preempted, pre_train
 from .runners.runs import RunDir, create_run, write_json
 from .runners.steps import Diverged
@@ -131,7 +131,7 @@ def execute(
         raise Preempted(said[-1] if said else f"{notebook.stem}: asked to stop; what was finished is kept.") from None
     except PapermillExecutionError as e:
         os.replace(provisional, failed)
-        for mistake in (InputError, Diverged):
+        for mistake in (InputError, Diverged, Unfinished):
             if e.ename == mistake.__name__: raise mistake(e.evalue) from None
         raise RuntimeError(f"{notebook.stem} failed with {e.ename}: {e.evalue} (see '{failed}').") from None
     finally: provisional.unlink(missing_ok=True)

@@ -124,10 +124,11 @@ class MetaFixedDataset(Dataset):
         benchmark: Benchmark,  # whose test tasks are meant
         seed_list: str = "a",  # which list of test seeds
         families: Sequence[str] | None = None,  # only these; all by default
+        most: int | None = None,  # only the first so many tasks of each family; all by default
     ):
         self.benchmark, self.seed_list = benchmark, one_of(seed_list, benchmark.seeds.test, f"seed list of {benchmark.name}")
         chosen = [one_of(f, benchmark.test, f"test family of {benchmark.name}") for f in (sorted(benchmark.test) if families is None else families)]
-        self.keys = [(family, index) for family in chosen for index in range(benchmark.test[family].tasks)]
+        self.keys = [(family, index) for family in chosen for index in range(min(benchmark.test[family].tasks, most or benchmark.test[family].tasks))]
 
     def __len__(self) -> int: return len(self.keys)
 

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..datasets.validation import InputError, one_of
+from .against_exact import against_exact
 from .calibration import edge_metrics
 from .graph import graph_metrics
 from ..models.base import Posterior
@@ -55,6 +56,9 @@ METRICS: dict[str, MetricInfo] = {name: MetricInfo(*info) for name, info in {
     "ece": ("lower", "1", "Expected calibration error of the edge probabilities in 15 bins of equal mass."),
     "edge_entropy": ("none", "nats per entry", "Mean binary entropy of the edge probabilities."),
     "log_prob_graph": ("higher", "nats", "Log-probability of the whole true graph, where the model gives it and it is not zero."),
+    "exact_error": ("lower", "1", "Mean absolute difference of the edge probabilities from the exact ones, where these are known."),
+    "exact_error_max": ("lower", "1", "Largest absolute difference of an edge probability from the exact one."),
+    "exact_pair_tv": ("lower", "1", "Total variation between the distributions of the state of a pair and the exact ones, averaged over pairs."),
     "truth_in_support": ("higher", "1", "1 where the model gives the true graph a positive probability, else 0."),
 }.items()}
 
@@ -76,11 +80,13 @@ def posterior_metrics(
     posterior: Posterior,  # of one task
     truth: Tensor,  # (d, d) bool, the true graph
     n_samples: int,  # K0, the benchmark's number of posterior samples
+    exact: Tensor | None = None,  # (d, d) exact edge probabilities, where they are known
 ) -> dict[str, float | None]:  # a value for each key of METRICS; None where undefined
     "All metrics of one posterior."
     metrics: dict[str, float | None] = dict.fromkeys(METRICS)
     if posterior.graphs is not None: metrics |= graph_metrics(posterior.graphs, posterior.log_weights, truth)
     metrics |= edge_metrics(posterior.edge_probs, truth, n_samples)
+    if exact is not None: metrics |= against_exact(posterior, exact)
     log_prob = posterior.log_prob(truth)
     if log_prob is not None:
         possible = log_prob > -math.inf

@@ -5,6 +5,7 @@
 # %% ../../nbs/models/10_base.ipynb #faab83fc
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -225,6 +226,14 @@ def _tensors(posterior: Posterior) -> dict[str, Tensor]:
     named |= {f"parameters/{k}": v for k, v in (posterior.parameters or {}).items()}
     return {k: v.detach().cpu().contiguous().clone() for k, v in named.items() if v is not None}
 
+def _seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    "SHA-256 of all that a file holds: a flipped bit in a probability is no error to any reader of the format."
+    seal = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, t in sorted(tensors.items()):
+        seal.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        seal.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return seal.hexdigest()
+
 # %% ../../nbs/models/10_base.ipynb #6df911d5
 def save_posterior(
     posterior: Posterior,  # what to keep
@@ -234,9 +243,9 @@ def save_posterior(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    header = {"schema": 1, "info": posterior.info, "names": posterior.names}
+    header, tensors = {"schema": 2, "info": posterior.info, "names": posterior.names}, _tensors(posterior)
     try:
-        save_file(_tensors(posterior), part, metadata={"causal_meta": json.dumps(header, sort_keys=True)})
+        save_file(tensors, part, metadata={"causal_meta": json.dumps(header, sort_keys=True), "sha256": _seal(header, tensors)})
         with open(part, "rb") as f: os.fsync(f.fileno())
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
@@ -250,8 +259,9 @@ def load_posterior(
     if not Path(path).is_file(): raise InputError(f"posterior: there is no file {path}.")
     try:
         with safe_open(path, framework="pt") as f:
-            header = json.loads((f.metadata() or {})["causal_meta"])
-            t = {k: f.get_tensor(k) for k in f.keys()}
+            about = f.metadata() or {}
+            header, t = json.loads(about["causal_meta"]), {k: f.get_tensor(k) for k in f.keys()}
+        if about.get("sha256") != _seal(header, t): raise ValueError
     except (SafetensorError, KeyError, ValueError, OSError) as e:
         raise InputError(f"posterior: {path} is damaged or was not written by causal_meta ({type(e).__name__}).") from None
     parameters = {k.removeprefix("parameters/"): v for k, v in t.items() if k.startswith("parameters/")} or None
@@ -328,7 +338,7 @@ class ExplicitModel:
         "The posterior of one data set: data (n, d) float32, intervened (n, d) bool."
         raise NotImplementedError
 
-# %% ../../nbs/models/10_base.ipynb #719eaea0
+# %% ../../nbs/models/10_base.ipynb #24a3459a
 def one_task(
     data: Tensor,  # (n, d)
     intervened: Tensor | None,  # (n, d) bool, True where the value was set; None: nowhere

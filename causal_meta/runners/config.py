@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from ..datasets.validation import InputError, Strict, one_of, parse
 from ..models.base import MODELS, Budget
 
 # %% auto #0
-__all__ = ['HOW_ONLY', 'PreTraining', 'ModelSpec', 'BudgetConfig', 'RunConfig', 'check', 'shipped_configs', 'read_yaml',
+__all__ = ['HOW_ONLY', 'PreTraining', 'Tuning', 'ModelSpec', 'BudgetConfig', 'RunConfig', 'check', 'shipped_configs', 'read_yaml',
            'override', 'load_config', 'digest', 'model_facts', 'model_digest']
 
 # %% ../../nbs/runners/30_config.ipynb #a998a9aa
@@ -57,11 +58,31 @@ class PreTraining(Strict):
         if value is None or (min(value, default=0) >= 2 and min(value.values()) > 0 and sum(value.values()) < 1): return value
         raise InputError(f"nodes_first is {value}: numbers of nodes are at least 2, and their fractions of the steps are positive and sum to less than 1.")
 
+# %% ../../nbs/runners/30_config.ipynb #1413736d
+class Tuning(Strict):
+    "How an explicit model's settings are chosen."
+    values: dict[str, list[Any]] = Field(min_length=1, description="setting -> the values to try; all combinations are tried")
+    metric: str = Field("edge_log_prob", description="the metric whose mean over the validation tasks decides")
+    tasks: int = Field(8, ge=1, description="validation tasks")
+
+    @field_validator("values")
+    @classmethod
+    def _some(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        empty = [k for k, v in value.items() if not v]
+        if empty: raise InputError(f"tune: setting '{empty[0]}' has no values to try; give at least one.")
+        return value
+
+    @property
+    def grid(self) -> list[dict[str, Any]]:
+        "Every combination of values."
+        return [dict(zip(self.values, choice)) for choice in product(*self.values.values())]
+
 # %% ../../nbs/runners/30_config.ipynb #8544d2b5
 class ModelSpec(Strict):
     "One competitor of a run."
-    type: str = Field(description="a registered model: avici, bcnp, exact, random")
+    type: str = Field(description="a registered model")
     config: dict[str, Any] = Field({}, description="that model's own settings")
+    tune: Tuning | None = Field(None, description="settings of an explicit model to be chosen on validation tasks")
     pre_training: dict[str, Any] = Field({}, description="settings of pre-training that differ from the run's")
 
     @field_validator("type")
@@ -86,7 +107,9 @@ class RunConfig(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="the folder under experiments/")
     benchmark: str = Field(description="a frozen benchmark's name")
     training_seed: int = Field(0, ge=0, description="initialisation, dropout and order of the training tasks")
+    posterior_seed: int = Field(0, ge=0, description="draws of the explicit models, which know nothing of training")
     seed_lists: list[str] = Field(["a"], min_length=1, description="the benchmark's test seed lists to evaluate on")
+    tasks: int | None = Field(None, ge=1, description="only the first so many tasks of each test family; all of them if unset")
     models: dict[str, ModelSpec] = Field(min_length=1, description="the competitors, by a name of your choice")
     pre_training: PreTraining = PreTraining()
     budget: BudgetConfig = BudgetConfig()
@@ -107,7 +130,8 @@ def check(
     "Check what the schema cannot see: each model's own settings, and its overrides of pre-training."
     for name, spec in config.models.items():
         if "/" in name or not name: raise InputError(f"{where}: the model name '{name}' must not be empty or hold a '/'.")
-        parse(MODELS[spec.type].config_class, spec.config, f"{where}: models.{name}.config")
+        for choice in spec.tune.grid if spec.tune else [{}]: parse(MODELS[spec.type].config_class, {**spec.config, **choice}, f"{where}: models.{name}.config")
+        if spec.tune and spec.kind != "explicit": raise InputError(f"{where}: models.{name}.tune is for explicit models; '{spec.type}' is pre-trained.")
         config.training_of(name)
     return config
 

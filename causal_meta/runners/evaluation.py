@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..datasets.benchmarks import Benchmark
 from ..datasets.randomness import torch_generator
@@ -20,45 +21,46 @@ from ..metrics.summary import posterior_metrics, summarise
 from ..models.base import AmortisedModel, Posterior, build_model
 from .compute import measured
 from .config import RunConfig
-from .inference import infer_task, provenance, read_artifact
+from .inference import Desk, Outcome, Report
 from .pre_training import best_model, threads
 from .runs import RunDir, write_json
 
 # %% auto #0
-__all__ = ['COMPUTE', 'explicit_posteriors', 'amortised_posteriors', 'record', 'evaluate']
+__all__ = ['CELLS', 'MAX_EXACT', 'COMPUTE', 'explicit_posteriors', 'amortised_posteriors', 'exact_edges', 'record', 'evaluate']
 
 # %% ../../nbs/runners/36_evaluation.ipynb #5a8b33b6
 def explicit_posteriors(
-    run: RunDir,
+    desk: Desk,  # of the run
     model: str,  # the name of one of its explicit models
     tasks: Sequence[Task],
     say: Callable[[str], None] = print,  # where remarks go
-) -> list[Posterior | str]:  # in the order of the tasks; a string where the model failed
-    "Read the posteriors of some tasks, computing those that are missing, stale or damaged."
-    config, benchmark, net, answers = run.config, run.benchmark(), None, []
+) -> list[Outcome]:  # in the order of the tasks
+    "Read the posteriors of some tasks; those that are missing, stale or damaged are computed, and that is said."
+    outcomes = []
     for task in tasks:
-        path = run.artifact(model, task.family, task.index, task.seed_list)
-        posterior, why = read_artifact(path, provenance(config, model, benchmark, task))
-        if posterior is None:
-            net = net or build_model(config.models[model].type, config.models[model].config)
-            say(f"{model}: the artifact of {task.family} {task.index} is {why}: computing it")
-            try: (posterior := infer_task(net, config, model, benchmark, task)).save(path)
-            except InputError as e: posterior = str(e)
-        answers.append(posterior)
-    return answers
+        outcomes.append(desk.get(model, task))
+        if outcomes[-1].how == "computed": say(f"{model}: the artifact of {task.family} {task.index} was {outcomes[-1].was}: computed")
+    return outcomes
 
 # %% ../../nbs/runners/36_evaluation.ipynb #5b2cc359
+CELLS = 2**20  # of the tables of one pass
+
 def amortised_posteriors(
     run: RunDir,
     model: str,  # the name of one of its amortised models
     net: AmortisedModel,
-    tasks: Sequence[Task],  # of one family and seed list
+    tasks: Sequence[Task],  # of one family and seed list, from the first on
 ) -> list[Posterior]:  # in the order of the tasks, with their cost
-    "One pass of the network over a family's tasks."
+    "Passes of the network over a family's tasks, as many at a time as make `CELLS` cells."
+    at_once = max(1, CELLS//tasks[0].data.numel())
+    return [p for k in range(0, len(tasks), at_once) for p in _one_pass(run, model, net, tasks[k:k + at_once], k)]
+
+def _one_pass(run: RunDir, model: str, net: AmortisedModel, tasks: Sequence[Task], first: int) -> list[Posterior]:
+    "The posteriors of tasks of one size."
     config, benchmark = run.config, run.benchmark()
     device = next(net.parameters()).device
     data, intervened = (torch.stack([getattr(t, k) for t in tasks]).to(device) for k in ("data", "intervened"))
-    generator = torch_generator(config.training_seed, f"posterior-{tasks[0].seed_list}", tasks[0].family, 0, f"posterior/{model}", device=device)
+    generator = torch_generator(config.training_seed, f"posterior-{tasks[0].seed_list}", tasks[0].family, first, f"posterior/{model}", device=device)
     with measured() as cost:
         answers = net.posterior(data, intervened, n_samples=config.budget.samples or benchmark.posterior_samples,
                                 generator=generator, budget=config.budget.budget())
@@ -69,6 +71,18 @@ def amortised_posteriors(
     return answers
 
 # %% ../../nbs/runners/36_evaluation.ipynb #af8791e5
+MAX_EXACT = 12  # nodes up to which the exact edge probabilities are computed beside
+
+def exact_edges(
+    benchmark: Benchmark,
+    task: Task,
+) -> Tensor | None:  # (d, d) exact edge probabilities; None where the BGe posterior is not the right answer, or too dear
+    "The truth that a posterior can be held against, where there is one."
+    scm = benchmark.test[task.family].scm
+    right = scm is not None and all(c.mechanism.type == "bge_linear" for c in scm.components) and scm.graph.type == "uniform"
+    if not right or task.data.shape[1] > MAX_EXACT: return None
+    return build_model("exact").posterior(task.data, task.intervened, n_samples=1, generator=torch.Generator().manual_seed(0)).edge_probs
+
 COMPUTE = ("seconds", "cpu_seconds", "peak_rss_bytes", "peak_device_bytes", "optimiser_steps", "tasks_seen", "posterior_samples", "stopped_by")
 
 def record(
@@ -78,9 +92,10 @@ def record(
     posterior: Posterior,
     n_samples: int,  # the benchmark's posterior_samples, by which probabilities are clipped
     training: dict[str, Any] | None = None,  # what pre-training cost: step, tasks_seen
+    exact: Tensor | None = None,  # (d, d) exact edge probabilities, where they are known
 ) -> dict[str, Any]:
     "One row of the raw results."
-    with threads(1): values = posterior_metrics(posterior, task.graph, n_samples=n_samples)  # small tensors: threads would wait for each other
+    with threads(1): values = posterior_metrics(posterior, task.graph, n_samples, exact)  # small tensors: threads would wait for each other
     finite = {k: float(v) if v is not None and math.isfinite(v) else None for k, v in values.items()}
     cost = {**posterior.info.get("compute", {}), "optimiser_steps": (training or {}).get("step"), "tasks_seen": (training or {}).get("tasks_seen")}
     return {"model": model, "training_seed": config.training_seed, "seed_list": task.seed_list, "family": task.family, "index": task.index,
@@ -92,22 +107,27 @@ def evaluate(
     models: Sequence[str] | None = None,  # models of the run; all of them if None
     say: Callable[[str], None] = print,  # where progress goes
 ) -> dict[str, Any]:  # the summary, as in metrics_summary.json
-    "Evaluate models on all families and seed lists, and write the raw and the summarised results."
-    config, benchmark = run.config, run.benchmark()
+    "Evaluate models on all families and seed lists, and write the raw and the summarised results; `Unfinished` at the end if posteriors failed."
+    config, desk = run.config, Desk(run, say)
     models = [one_of(m, config.models, "model of this run") for m in models] if models is not None else list(config.models)
     nets = {m: best_model(run, m) for m in models if config.models[m].kind == "amortised"}
-    new, failed = [], []
+    new, report = [], Report()
+    groups = [tasks for s in config.seed_lists for tasks in _by_family(MetaFixedDataset(desk.benchmark, s, most=config.tasks))]
+    truths = {(t.seed_list, t.family, t.index): exact_edges(desk.benchmark, t) for tasks in groups for t in tasks}
     for model in models:
-        for seed_list in config.seed_lists:
-            for tasks in _by_family(MetaFixedDataset(benchmark, seed_list)):
-                answers = amortised_posteriors(run, model, nets[model][0], tasks) if model in nets else explicit_posteriors(run, model, tasks, say)
-                training = nets[model][1] if model in nets else None
-                for task, posterior in zip(tasks, answers):
-                    if isinstance(posterior, str): failed.append(f"{model} on {task.family} {task.index}: {posterior}")
-                    else: new.append(record(config, model, task, posterior, benchmark.posterior_samples, training))
+        net, training = nets.get(model, (None, None))
+        for tasks in groups:
+            if net is None: outcomes = explicit_posteriors(desk, model, tasks, say)
+            else: outcomes = [Outcome("computed", p, "", "") for p in amortised_posteriors(run, model, net, tasks)]
+            for t, outcome in zip(tasks, outcomes):
+                report.add(f"{model} on {t.family} {t.index} of {t.seed_list}", outcome)
+                if outcome.posterior is not None:
+                    new.append(record(config, model, t, outcome.posterior, desk.benchmark.posterior_samples, training, truths[t.seed_list, t.family, t.index]))
         say(f"evaluation  {model}: {sum(r['model'] == model for r in new)} tasks")
-    for f in failed: say(f"not applicable: {f}")
-    return _write(run, benchmark, new, models)
+    for line in report.refused: say(f"not applicable: {line}")
+    summary = _write(run, desk.benchmark, new, models)
+    report.check()
+    return summary
 
 def _by_family(tasks: MetaFixedDataset) -> list[list[Task]]:
     "The tasks, one list a family."

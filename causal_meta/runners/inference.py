@@ -6,23 +6,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from ..datasets.benchmarks import Benchmark
 from ..datasets.randomness import torch_generator
 from ..datasets.tasks import MetaFixedDataset, Task
-from ..datasets.validation import InputError, one_of
-from ..models.base import ExplicitModel, Posterior, build_model
+from ..datasets.validation import InputError, one_of, parse
+from ..models.base import MODELS, ExplicitModel, Posterior, build_model
 from .compute import measured
-from .config import RunConfig, digest, model_facts
-from .runs import RunDir, environment
+from .config import RunConfig, digest
+from .runs import RunDir, environment, write_json
+from .tuning import tuned
 
 # %% auto #0
-__all__ = ['provenance', 'generator_of', 'infer_task', 'read_artifact', 'Job', 'parse_shard', 'jobs', 'Report', 'infer']
+__all__ = ['provenance', 'generator_of', 'infer_task', 'read_artifact', 'Outcome', 'Desk', 'Job', 'parse_shard', 'jobs',
+           'Unfinished', 'Report', 'infer']
 
 # %% ../../nbs/runners/35_inference.ipynb #f91c135f
 def provenance(
@@ -30,18 +34,22 @@ def provenance(
     model: str,  # the name of one of the run's explicit models
     benchmark: Benchmark,
     task: Task,
+    settings: Mapping[str, Any] | None = None,  # the model's settings, tuned ones included; None: as configured
 ) -> dict[str, str]:  # digests that an artifact must match to be used
-    "What decides the posterior of one task: the model with its settings and budget, the benchmark, and the data."
-    asked = {**model_facts(config, model), "budget": config.budget.model_dump(mode="json"), "samples": benchmark.posterior_samples}
-    return {"model_sha256": digest(asked), "benchmark_sha256": benchmark.sha256(), "data_sha256": task.fingerprint}
+    "What decides the posterior of one task: the model with its settings, what the run asks of it, the benchmark, and the data. Training has no part in it."
+    spec = config.models[model]
+    full = parse(MODELS[spec.type].config_class, spec.config if settings is None else settings, model)
+    asked = {"budget": config.budget.model_dump(mode="json"), "samples": benchmark.posterior_samples, "seed": config.posterior_seed}
+    return {"model_sha256": digest({"type": spec.type, "config": full.model_dump(mode="json")}), "config_sha256": digest(asked),
+            "benchmark_sha256": benchmark.sha256(), "data_sha256": task.fingerprint}
 
 def generator_of(
     config: RunConfig,
-    model: str,  # the name of one of the run's models
+    model: str,  # the name of one of the run's explicit models
     task: Task,
 ) -> torch.Generator:  # for that model's posterior of that task
     "Posterior samples have a stream of their own for each model and task."
-    return torch_generator(config.training_seed, f"posterior-{task.seed_list}", task.family, task.index, f"posterior/{model}")
+    return torch_generator(config.posterior_seed, f"posterior-{task.seed_list}", task.family, task.index, f"posterior/{model}")
 
 # %% ../../nbs/runners/35_inference.ipynb #16b161fb
 def infer_task(
@@ -57,8 +65,9 @@ def infer_task(
         posterior = net.posterior(task.data, task.intervened, n_samples=n_samples, generator=generator_of(config, model, task),
                                   budget=config.budget.budget())
     n_drawn = 0 if posterior.graphs is None else len(posterior.graphs)
-    posterior.info = {**posterior.info, "compute": {**cost, "posterior_samples": n_drawn, "stopped_by": posterior.info.get("stopped_by")},
-                      "provenance": provenance(config, model, benchmark, task), "versions": environment()["packages"]}
+    settings = net.config.model_dump(mode="json")
+    posterior.info = {**posterior.info, "compute": {**cost, "posterior_samples": n_drawn, "stopped_by": posterior.info.get("stopped_by")}, "settings": settings,
+                      "provenance": provenance(config, model, benchmark, task, settings), "seed": config.posterior_seed, "versions": environment()["packages"]}
     return posterior
 
 # %% ../../nbs/runners/35_inference.ipynb #9455dbde
@@ -73,6 +82,55 @@ def read_artifact(
     found = posterior.info.get("provenance", {})
     stale = [k.removesuffix("_sha256") for k, v in expected.items() if found.get(k) != v]
     return (None, f"stale ({', '.join(stale)} changed)") if stale else (posterior, "")
+
+# %% ../../nbs/runners/35_inference.ipynb #b631e6b6
+@dataclass(frozen=True)
+class Outcome:
+    "How one posterior was had, or why not."
+    how: Literal["kept", "computed", "refused", "failed"]
+    posterior: Posterior | None
+    was: str  # what was found in its place: "", "missing", "damaged", "stale (…)"
+    error: str  # one line; empty unless refused or failed
+
+class Desk:
+    "Gives out the posteriors of a run's explicit models."
+
+    def __init__(
+        self,
+        run: RunDir,
+        say: Callable[[str], None] = print,  # where progress of tuning goes
+    ):
+        self.run, self.config, self.benchmark, self.say = run, run.config, run.benchmark(), say
+        self.settings: dict[str, dict[str, Any]] = {}
+        self.nets: dict[str, ExplicitModel] = {}
+
+    def settings_of(self, model: str) -> dict[str, Any]:
+        "A model's settings, tuned ones included."
+        if model not in self.settings: self.settings[model] = tuned(self.run, model, self.say)
+        return self.settings[model]
+
+    def net(self, model: str) -> ExplicitModel:
+        "The model itself."
+        if model not in self.nets: self.nets[model] = build_model(self.config.models[model].type, self.settings_of(model))
+        return self.nets[model]
+
+    def get(self, model: str, task: Task) -> Outcome:
+        "The posterior of one task."
+        path = self.run.artifact(model, task.family, task.index, task.seed_list)
+        found, was = read_artifact(path, provenance(self.config, model, self.benchmark, task, self.settings_of(model)))
+        return Outcome("kept", found, "", "") if found is not None else _compute(self, model, task, path, was)
+
+def _compute(desk: Desk, model: str, task: Task, path: Path, was: str) -> Outcome:
+    "Ask the model and keep its answer, or note its failure."
+    note = path.with_suffix(".failed.json")
+    try: (posterior := infer_task(desk.net(model), desk.config, model, desk.benchmark, task)).save(path)
+    except InputError as e: return Outcome("refused", None, was, str(e))
+    except Exception as e:
+        line = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        write_json(note, {"model": model, "family": task.family, "index": task.index, "seed_list": task.seed_list, "error": line, "traceback": traceback.format_exc()})
+        return Outcome("failed", None, was, line)
+    note.unlink(missing_ok=True)
+    return Outcome("computed", posterior, was, "")
 
 # %% ../../nbs/runners/35_inference.ipynb #060a26a6
 @dataclass(frozen=True)
@@ -101,10 +159,13 @@ def jobs(
 ) -> list[Job]:
     "The posteriors of one shard."
     i, n = parse_shard(shard)
-    keys = [(s, p, f, k) for s in config.seed_lists for p, (f, k) in enumerate(MetaFixedDataset(benchmark, s).keys)]
+    keys = [(s, p, f, k) for s in config.seed_lists for p, (f, k) in enumerate(MetaFixedDataset(benchmark, s, most=config.tasks).keys)]
     return [Job(m, s, p, f, k) for m in models for s, p, f, k in keys][i::n]
 
 # %% ../../nbs/runners/35_inference.ipynb #ee49c46e
+class Unfinished(RuntimeError):
+    "Some posteriors failed; everything else was done."
+
 @dataclass
 class Report:
     "What a pass over the tasks did."
@@ -113,6 +174,17 @@ class Report:
     redone: list[str] = field(default_factory=list)  # "path: why"
     refused: list[str] = field(default_factory=list)  # "path: why the method does not apply"
     failed: list[str] = field(default_factory=list)  # "path: error"
+
+    def add(self, name: str, outcome: Outcome) -> None:
+        "Count one posterior."
+        if outcome.how == "kept": self.kept += 1
+        elif outcome.how == "computed": self.computed += 1
+        else: getattr(self, outcome.how).append(f"{name}: {outcome.error}")
+        if outcome.was not in ("", "missing"): self.redone.append(f"{name}: {outcome.was}")
+
+    def check(self) -> None:
+        "Raise `Unfinished` with the list if something failed."
+        if self.failed: raise Unfinished(f"{len(self.failed)} of the posteriors failed, and the rest is done: {'; '.join(self.failed)}")
 
     def __str__(self) -> str:
         lines = [f"{self.computed} posteriors computed, {self.kept} kept, {len(self.refused)} not applicable, {len(self.failed)} failed"]
@@ -126,29 +198,16 @@ def infer(
     say: Callable[[str], None] = print,  # where progress goes
 ) -> Report:
     "Compute what is missing, stale or damaged; a task that fails is reported, and the others go on."
-    config, benchmark = run.config, run.benchmark()
-    explicit = config.of_kind("explicit")
+    desk = Desk(run, say)
+    explicit = desk.config.of_kind("explicit")
     models = [one_of(m, explicit, "explicit model of this run") for m in models] if models is not None else explicit
-    nets = {m: build_model(config.models[m].type, config.models[m].config) for m in models}
-    data = {s: MetaFixedDataset(benchmark, s) for s in config.seed_lists}
-    report, todo, last = Report(), jobs(config, benchmark, models, shard), time.monotonic()
+    data = {s: MetaFixedDataset(desk.benchmark, s, most=desk.config.tasks) for s in desk.config.seed_lists}
+    report, todo, begun = Report(), jobs(desk.config, desk.benchmark, models, shard), time.monotonic()
+    last = begun
     for done, job in enumerate(todo, 1):
-        _one(run, config, benchmark, nets[job.model], job, data[job.seed_list][job.position], report)
+        path = run.artifact(job.model, job.family, job.index, job.seed_list)
+        report.add(str(path.relative_to(run.path)), desk.get(job.model, data[job.seed_list][job.position]))
         if done == len(todo) or time.monotonic() - last > 5:
             last = time.monotonic()
-            say(f"inference {done}/{len(todo)}  {job.model}")
+            say(f"inference {done}/{len(todo)}  {job.model}  {last - begun:.0f} s" + (f"  {len(report.failed)} failed" if report.failed else ""))
     return report
-
-def _one(run: RunDir, config: RunConfig, benchmark: Benchmark, net: ExplicitModel, job: Job, task: Task, report: Report) -> None:
-    "Keep or compute one artifact."
-    path = run.artifact(job.model, job.family, job.index, job.seed_list)
-    name = str(path.relative_to(run.path))
-    found, why = read_artifact(path, provenance(config, job.model, benchmark, task))
-    if found is not None:
-        report.kept += 1
-        return
-    if why != "missing": report.redone.append(f"{name}: {why}")
-    try: infer_task(net, config, job.model, benchmark, task).save(path)
-    except InputError as e: report.refused.append(f"{name}: {e}")
-    except Exception as e: report.failed.append(f"{name}: {type(e).__name__}: {' '.join(str(e).split())}")
-    else: report.computed += 1
