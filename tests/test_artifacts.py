@@ -15,7 +15,7 @@ from causal_meta.models.base import MODELS, Budget, Posterior, build_model
 from causal_meta.models.exact import Exact
 from causal_meta.runners.config import load_config
 from causal_meta.runners.evaluation import evaluate
-from causal_meta.runners.inference import Desk, Unfinished, infer
+from causal_meta.runners.inference import Unfinished, infer
 from causal_meta.runners.runs import create_run
 
 MODELS_OF_RUN = {"exact": {"type": "exact"}, "random": {"type": "random", "config": {"edges_per_node": 1.5}}}

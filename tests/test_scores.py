@@ -159,9 +159,9 @@ def test_sampling_leaves_the_global_generator_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("columns", [6, 11, 40])
+@pytest.mark.parametrize("columns", [17, 40])
 def test_too_many_columns_is_one_sentence(columns):
-    with pytest.raises(InputError, match=rf"the data have {columns} columns; .* at most 5\.$"):
+    with pytest.raises(InputError, match=rf"the data have {columns} columns; it takes at most 16\.$"):
         build_model("exact").posterior(torch.zeros(10, columns), n_samples=1, generator=torch.Generator())
 
 

@@ -6,28 +6,35 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..datasets.graphs import ErdosRenyi, edge_probability
+from ..datasets.graphs import ErdosRenyi, Graph, GraphConfig, ScaleFree, UniformDAG, count_edges, edge_probability, enumerate_dags, is_dag
+from ..datasets.networks import NetworkGraph
+from ..datasets.randomness import TaskStreams
+from ..datasets.structured_graphs import FixedGraph, GeometricGraph, GraphMixture, StochasticBlock, WattsStrogatz, block_probabilities, flat_components
 from ..datasets.validation import Strict
-from .base import LOG_PROBS, Budget, ExplicitModel, Posterior, register, within
-from .scores import parent_sets
+from .base import LOG_PROBS, Budget, ExplicitModel, Posterior, one_task, register, within
+from .subset_dp import count_orders
 
 # %% auto #0
-__all__ = ['MAX_COUNTED_NODES', 'RandomConfig', 'random_dags', 'count_orders', 'random_order_log_prob', 'Random']
+__all__ = ['MAX_COUNTED_NODES', 'DRAWS', 'PIECE', 'RandomConfig', 'random_dags', 'random_order_log_prob', 'prior_dags',
+           'exact_edge_probs', 'prior_edge_probs', 'uniform_log_prob', 'closed_form', 'Random']
 
 # %% ../../nbs/models/19_random.ipynb #d99cc310
 class RandomConfig(Strict):
-    "Settings of the model `random`: the density of the graphs."
+    "Settings of the model `random`: the density of the graphs, or their family."
     edges_per_node: float | None = Field(None, ge=0, description="expected number of edges divided by d; 1 if p is not given either")
     p: float | None = Field(None, ge=0, le=1, description="probability that a pair of nodes is joined by an edge")
+    graph: GraphConfig | None = Field(None, description="a family of graphs, as in a benchmark; in place of a density")
 
     @model_validator(mode="after")
     def _one_density(self) -> RandomConfig:
         if self.p is not None and self.edges_per_node is not None: raise ValueError("give only one of edges_per_node and p")
+        if self.graph is not None and (self.p, self.edges_per_node) != (None, None): raise ValueError("give a graph or a density (edges_per_node, p), not both")
         return self
 
     def pair_probability(self, d: int) -> float:
@@ -47,23 +54,6 @@ def random_dags(
     coins = torch.rand(n_samples, d, d, generator=generator, device=generator.device) < p
     return coins & (place[:, :, None] < place[:, None, :])
 
-# %% ../../nbs/models/19_random.ipynb #6b3cb1d7
-def count_orders(
-    graph: Tensor,  # (d, d) bool
-) -> float:  # the number of topological orders; 0 for a cyclic graph
-    "Count the linear extensions of a graph by dynamic programming over sets of nodes, O(2^d d)."
-    d, needs = graph.shape[0], parent_sets(graph).tolist()
-    numbers = torch.arange(2 ** d)
-    sizes = ((numbers[:, None] >> torch.arange(d)) & 1).sum(1)
-    ways = torch.zeros(2 ** d, dtype=torch.float64)
-    ways[0] = 1
-    for size in range(d):
-        S = numbers[(sizes == size) & (ways > 0)]
-        for j, need in enumerate(needs):
-            ready = S[((S >> j) & 1 == 0) & (S & need == need)]
-            ways.index_add_(0, ready | 1 << j, ways[ready])
-    return float(ways[-1])
-
 # %% ../../nbs/models/19_random.ipynb #4afc79f1
 MAX_COUNTED_NODES = 16
 
@@ -73,25 +63,114 @@ def random_order_log_prob(
 ) -> float:  # nats; -inf for a cyclic graph
     "log p(graph) of an Erdős-Rényi DAG."
     d, p = posterior.d, posterior.parameters["p"].double()
-    orders, present = count_orders(graph.cpu()), graph.sum()
+    orders, present = float(count_orders(graph.cpu()[None])), graph.sum()
     if orders == 0: return -math.inf
     absent = d * (d - 1) // 2 - present
     return math.log(orders) - math.lgamma(d + 1) + float(torch.xlogy(present, p) + torch.xlogy(absent, 1 - p))
 
 LOG_PROBS["random_order"] = random_order_log_prob
 
+# %% ../../nbs/models/19_random.ipynb #3e00e842
+def prior_dags(
+    graph: Graph,  # the family
+    n_samples: int,  # K
+    d: int,  # nodes
+    seed: int,  # of the streams
+    first: int = 0,  # number of the first graph in the sequence of this seed
+) -> Tensor:  # (K, d, d) bool, acyclic
+    "Graphs of a family, number `first` and those that follow."
+    return graph.sample(TaskStreams(seed, "posterior", f"random/{graph.type}", tuple(range(first, first + n_samples))), d)
+
+# %% ../../nbs/models/19_random.ipynb #75699637
+def exact_edge_probs(
+    graph: Graph,  # the family
+    d: int,  # nodes
+) -> Tensor | None:  # (d, d) float64, zero diagonal; None where there is no formula
+    "The probability of each edge in a family of graphs."
+    alike = (1 - torch.eye(d, dtype=torch.float64)) / max(d * (d - 1), 1)  # one edge, spread over all pairs
+    match graph:
+        case ErdosRenyi(): return alike * edge_probability(graph, d) * d * (d - 1) / 2
+        case UniformDAG(): return enumerate_dags(d).double().mean(0)
+        case FixedGraph(relabel=False) | NetworkGraph(): return prior_dags(graph, 1, d, seed=0)[0].double()
+        case StochasticBlock():
+            intra = sum(math.comb(len(range(b, d, graph.n_blocks)), 2) for b in range(graph.n_blocks))
+            inside, across = block_probabilities(graph, d)
+            return alike * (inside * intra + across * (math.comb(d, 2) - intra))
+        case FixedGraph() | ScaleFree() | WattsStrogatz() | GeometricGraph(radius=None): return alike * count_edges(prior_dags(graph, 1, d, seed=0)[0])
+        case GraphMixture():
+            parts = [(weight, exact_edge_probs(part, d)) for weight, part in flat_components(graph)]
+            return None if any(P is None for _, P in parts) else sum(weight * P for weight, P in parts)
+    return None
+
+# %% ../../nbs/models/19_random.ipynb #87eea695
+DRAWS = 4000
+
+@lru_cache(maxsize=64)
+def prior_edge_probs(
+    graph: Graph,  # the family
+    d: int,  # nodes
+) -> tuple[Tensor, str]:  # (d, d) float64, not to be changed; and how it was found: "exact" or "mean of 4000 draws"
+    "The probability of each edge in a family of graphs, by formula or by sampling."
+    if (exact := exact_edge_probs(graph, d)) is not None: return exact, "exact"
+    mean = torch.zeros(d, d, dtype=torch.float64)
+    for first in range(0, DRAWS, 1000): mean += prior_dags(graph, 1000, d, seed=0, first=first).double().sum(0) / DRAWS
+    if isinstance(graph, GeometricGraph): mean = (mean.sum() / (d * (d - 1))).expand(d, d).clone().fill_diagonal_(0)
+    return mean, f"mean of {DRAWS} draws"
+
+# %% ../../nbs/models/19_random.ipynb #ab9e9c2b
+def uniform_log_prob(
+    posterior: Posterior,  # parameters: log_count (), the logarithm of the number of DAGs
+    graph: Tensor,  # (d, d) bool
+) -> float:  # nats; -inf for a cyclic graph
+    "log p(graph) where all DAGs are equally probable."
+    return -float(posterior.parameters["log_count"]) if is_dag(graph) else -math.inf
+
+LOG_PROBS["uniform"] = uniform_log_prob
+
+# %% ../../nbs/models/19_random.ipynb #49bad36f
+def closed_form(
+    graph: Graph | None,  # the family; None: Erdős-Rényi
+    p: float | None,  # of an Erdős-Rényi graph, the probability that a pair is joined
+    d: int,  # nodes
+) -> tuple[str | None, dict[str, Tensor] | None]:  # a key of LOG_PROBS, and its parameters
+    "How the log-probability of a whole graph is found, if it can be."
+    if isinstance(graph, UniformDAG): return "uniform", {"log_count": torch.tensor(len(enumerate_dags(d)), dtype=torch.float64).log()}
+    if p is None: return None, None
+    return "random_order" if d <= MAX_COUNTED_NODES else None, {"p": torch.tensor(p, dtype=torch.float64)}
+
 # %% ../../nbs/models/19_random.ipynb #3a0868d8
+PIECE = 250  # graphs of a family that are drawn before the clock is looked at
+
 class Random(ExplicitModel):
-    "Erdős-Rényi DAGs of a given density, whatever the data: O(K d^2)."
+    "Random DAGs of a given density or family, whatever the data: O(K d^2)."
 
     def posterior(self, data: Tensor, intervened: Tensor | None = None, *,
                   n_samples: int, generator: torch.Generator, budget: Budget | None = None) -> Posterior:
         "Random DAGs on the columns of data (n, d)."
+        data, _ = one_task(data, intervened, "random", min_rows=1)
+        if self.config.graph is not None: return self.of_family(data.shape[-1], n_samples, generator, budget)
         n_samples, stopped_by = within(budget, n_samples)
         d = data.shape[-1]
         p = self.config.pair_probability(d)
         edge_probs = torch.full((d, d), p / 2, dtype=torch.float64).fill_diagonal_(0)
-        info = {"model": "random", "log_prob": "random_order" if d <= MAX_COUNTED_NODES else None, "stopped_by": stopped_by}
-        return Posterior(edge_probs, random_dags(n_samples, d, p, generator).cpu(), None, {"p": torch.tensor(p, dtype=torch.float64)}, info)
+        log_prob, parameters = closed_form(None, p, d)
+        info = {"model": "random", "log_prob": log_prob, "stopped_by": stopped_by}
+        return Posterior(edge_probs, random_dags(n_samples, d, p, generator).cpu(), None, parameters, info)
 
-_ = register("random", RandomConfig, Random, "explicit", "Random DAGs of a given density: what is known before looking at the data.")
+    def of_family(self, d: int, n_samples: int, generator: torch.Generator, budget: Budget | None) -> Posterior:
+        "DAGs of the family that is configured, in pieces, until a limit is reached."
+        graph, clock, pieces = self.config.graph, (budget or Budget()).clock(), []
+        n_samples, stopped_by = within(budget, n_samples)
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        for first in range(0, n_samples, PIECE):
+            if first and (limit := clock.stopped_by()):
+                stopped_by = limit
+                break
+            pieces.append(prior_dags(graph, min(PIECE, n_samples - first), d, seed, first))
+        edge_probs, how = prior_edge_probs(graph, d)
+        p = edge_probability(graph, d) if isinstance(graph, ErdosRenyi) and graph.exact_edges is None else None
+        log_prob, parameters = closed_form(graph, p, d)
+        info = {"model": "random", "log_prob": log_prob, "stopped_by": stopped_by, "graph": graph.type, "edge_probs": how}
+        return Posterior(edge_probs.clone(), torch.cat(pieces), None, parameters, info)
+
+_ = register("random", RandomConfig, Random, "explicit", "Random DAGs of a given density or family: what is known before looking at the data.")
