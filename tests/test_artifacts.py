@@ -244,6 +244,14 @@ def test_every_explicit_model_keeps_its_budget_and_its_seed(name):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("name", ["explicit5", "linear20"])
+def test_the_shipped_configurations_of_explicit_methods_run(tmp_path, name):
+    "One task, a few steps of each."
+    run = create_run(load_config(name, ["tasks=1", "budget.steps=3", "budget.samples=4"]), tmp_path)
+    report = infer(run, say=quiet)
+    assert (report.refused, report.failed) == ([], []) and report.computed == len(run.config.models)*len(run.benchmark().test)
+
+
 def make_benchmark():
     from causal_meta.datasets.benchmarks import load_benchmark
     return load_benchmark("exact5-v1")

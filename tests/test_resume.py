@@ -81,8 +81,9 @@ def interrupt(run, model, number, times, seed):
     return landed
 
 
-# in CI each model is killed and told to stop twice; 20 times, with and without workers, under scripts/test --all
-@pytest.mark.parametrize("model, number, workers", [("avici", signal.SIGKILL, 2), ("bcnp", signal.SIGKILL, 0), ("avici", signal.SIGTERM, 0), ("bcnp", signal.SIGTERM, 2)])
+# in CI one model is killed and the other told to stop, twice each; the other way round, and 20 times, with and without workers, under scripts/test --all
+@pytest.mark.parametrize("model, number, workers", [("avici", signal.SIGKILL, 2), ("bcnp", signal.SIGTERM, 0),
+                                                    *(pytest.param(*case, marks=pytest.mark.slow) for case in [("bcnp", signal.SIGKILL, 0), ("avici", signal.SIGTERM, 2)])])
 def test_interrupted_and_resumed_is_bit_identical(tmp_path, undisturbed, model, number, workers):
     broken = create_run(load_config(BASE, [f"pre_training.workers={workers}"], name="broken"), tmp_path)
     assert interrupt(broken, model, number, 2, seed=f"{model}{number}{workers}") == 2
