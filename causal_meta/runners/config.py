@@ -17,9 +17,13 @@ import yaml
 from pydantic import Field, field_validator
 
 import causal_meta.models.avici  # noqa: F401
+import causal_meta.models.bayesdag  # noqa: F401
 import causal_meta.models.bcnp  # noqa: F401
+import causal_meta.models.dibs  # noqa: F401
 import causal_meta.models.exact  # noqa: F401
+import causal_meta.models.mcmc  # noqa: F401
 import causal_meta.models.random  # noqa: F401
+import causal_meta.models.sortability  # noqa: F401
 from ..datasets.schema import canonical_json
 from ..datasets.validation import InputError, Strict, one_of, parse
 from ..models.base import MODELS, Budget
@@ -58,7 +62,7 @@ class PreTraining(Strict):
         if value is None or (min(value, default=0) >= 2 and min(value.values()) > 0 and sum(value.values()) < 1): return value
         raise InputError(f"nodes_first is {value}: numbers of nodes are at least 2, and their fractions of the steps are positive and sum to less than 1.")
 
-# %% ../../nbs/runners/30_config.ipynb #1413736d
+# %% ../../nbs/runners/30_config.ipynb #1a863f35
 class Tuning(Strict):
     "How an explicit model's settings are chosen."
     values: dict[str, list[Any]] = Field(min_length=1, description="setting -> the values to try; all combinations are tried")
