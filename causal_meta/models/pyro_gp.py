@@ -19,7 +19,7 @@ from torch import Tensor
 from ..datasets.graphs import topological_order
 from ..datasets.validation import InputError, Strict
 from .base import Budget, Clock, Posterior, one_task, within
-from .pyro_inference import LogJoint, MechanismPosterior, convergence, private_pyro, run_nuts, run_svi, structures, systematic
+from .pyro_inference import LogJoint, MechanismPosterior, Structures, convergence, private_pyro, run_nuts, run_svi, structures, systematic  # noqa: F401
 from .pyro_scm import parent_slots
 
 # %% auto #0

@@ -21,7 +21,7 @@ from ..datasets.do import as_intervention
 from ..datasets.graphs import topological_order
 from ..datasets.validation import Strict
 from .base import Budget, Clock, Posterior, one_task, within
-from .pyro_inference import LogJoint, MechanismPosterior, convergence, private_pyro, run_nuts, run_svi, structures, systematic
+from .pyro_inference import LogJoint, MechanismPosterior, Structures, convergence, private_pyro, run_nuts, run_svi, structures, systematic  # noqa: F401
 from .scores import bge_prior, moments
 
 # %% auto #0
