@@ -18,7 +18,7 @@ TABLES = {
     "duplicate": (GOOD.replace("a,b,c", "a,b,a"), "a"),
     "one_row": ("a,b,c\n1,2,3\n", "row"),
     "empty": ("", "empty"),
-    "wide": ("a,b,c,d,e,f\n" + "\n".join(",".join(str((i + j)**2 % 11) for j in range(6)) for i in range(9)), "at most 5"),
+    "wide": (",".join("abcdefghijklmnopq") + "\n" + "\n".join(",".join(str((i + j)**3 % 101) for j in range(17)) for i in range(9)), "at most 16"),
 }
 
 
@@ -72,7 +72,7 @@ def test_more_columns_than_the_weights_were_trained_on(refused, tmp_path):
             "pre_training": {"steps": 2, "global_batch": 8}}
     pre_train(create_run(load_config(only), tmp_path/"experiments"), "avici")
     (tmp_path/"wide.csv").write_text(TABLES["wide"][0])
-    assert "the table has 6 columns, and 'avici' supports at most 5" in refused("posterior", "wide.csv", "--model", "small")
+    assert "the table has 17 columns, and 'avici' supports at most 5" in refused("posterior", "wide.csv", "--model", "small")
 
 
 def test_misspelled_papermill_parameter(tmp_path):
