@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from causal_meta.datasets.benchmarks import load_benchmark
 from causal_meta.datasets.tasks import MetaFixedDataset
 from causal_meta.datasets.validation import InputError
 from causal_meta.models.base import MODELS, Budget, Posterior, build_model
@@ -224,7 +225,7 @@ def test_every_explicit_model_refuses_what_it_cannot_use(name):
 def test_every_explicit_model_keeps_its_budget_and_its_seed(name):
     "Within a second, marked, and the same again from the same seed when steps and samples decide."
     model = build_model(name)
-    task = MetaFixedDataset(make_benchmark())[0]
+    task = MetaFixedDataset(load_benchmark("exact5-v1"))[0]
     mask = torch.zeros_like(task.data, dtype=torch.bool)
     mask[:20, 1] = True
 
@@ -250,8 +251,3 @@ def test_the_shipped_configurations_of_explicit_methods_run(tmp_path, name):
     run = create_run(load_config(name, ["tasks=1", "budget.steps=3", "budget.samples=4"]), tmp_path)
     report = infer(run, say=quiet)
     assert (report.refused, report.failed) == ([], []) and report.computed == len(run.config.models)*len(run.benchmark().test)
-
-
-def make_benchmark():
-    from causal_meta.datasets.benchmarks import load_benchmark
-    return load_benchmark("exact5-v1")

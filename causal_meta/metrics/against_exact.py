@@ -13,16 +13,16 @@ from .graph import off_diagonal, pair_states
 from ..models.base import Posterior
 
 # %% auto #0
-__all__ = ['pair_state_probs', 'pair_states_of_edges', 'against_exact']
+__all__ = ['pair_state_probs', 'pair_states_of_edges', 'exact_metrics']
 
 # %% ../../nbs/metrics/22a_against_exact.ipynb #4432940d
 def pair_state_probs(
-    graphs: Tensor,  # (K, d, d) bool
-    weights: Tensor,  # (K,) summing to one
-) -> Tensor:  # (d(d-1)/2, 4) float64: no edge, ->, <-, both, for the pairs i < j
-    "The distribution of the state of each pair under weighted samples."
-    states = torch.nn.functional.one_hot(pair_states(graphs), 4).double()
-    return torch.einsum("k,kps->ps", weights.double(), states)
+    graphs: Tensor,  # (..., K, d, d) bool
+    weights: Tensor | None = None,  # (..., K) that sum to one; None: equal
+) -> Tensor:  # (..., d(d-1)/2, 4) float64: no edge, ->, <-, both, for the pairs i < j
+    "The distribution of the state of each pair under samples."
+    hot = torch.nn.functional.one_hot(pair_states(graphs), 4).double()
+    return hot.mean(-3) if weights is None else torch.einsum("...k,...kps->...ps", weights.double(), hot)
 
 def pair_states_of_edges(
     edge_probs: Tensor,  # (d, d), of a distribution over DAGs
@@ -33,13 +33,13 @@ def pair_states_of_edges(
     return torch.stack([(1 - to - back).clamp(min=0), to, back, torch.zeros_like(to)], 1)
 
 # %% ../../nbs/metrics/22a_against_exact.ipynb #6780048e
-def against_exact(
+def exact_metrics(
     posterior: Posterior,  # of a method
     exact: Tensor,  # (d, d) exact edge probabilities
 ) -> dict[str, float | None]:  # None where the posterior has no samples
     "Differences of a posterior from the exact one."
     if exact.shape != posterior.edge_probs.shape:
-        raise InputError(f"against_exact: the exact edge probabilities have shape {tuple(exact.shape)}; they must be {tuple(posterior.edge_probs.shape)}.")
+        raise InputError(f"exact_metrics: the exact edge probabilities have shape {tuple(exact.shape)}; they must be {tuple(posterior.edge_probs.shape)}.")
     gap = off_diagonal((posterior.edge_probs.double().cpu() - exact.double()).abs())
     tv = None
     if posterior.graphs is not None:

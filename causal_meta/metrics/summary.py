@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..datasets.validation import InputError, one_of
-from .against_exact import against_exact
+from .against_exact import exact_metrics
 from .calibration import edge_metrics
 from .graph import graph_metrics
 from ..models.base import Posterior
@@ -86,7 +86,7 @@ def posterior_metrics(
     metrics: dict[str, float | None] = dict.fromkeys(METRICS)
     if posterior.graphs is not None: metrics |= graph_metrics(posterior.graphs, posterior.log_weights, truth)
     metrics |= edge_metrics(posterior.edge_probs, truth, n_samples)
-    if exact is not None: metrics |= against_exact(posterior, exact)
+    if exact is not None: metrics |= exact_metrics(posterior, exact)
     log_prob = posterior.log_prob(truth)
     if log_prob is not None:
         possible = log_prob > -math.inf

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..datasets.streams import standardise
 from ..datasets.validation import Strict
 from .base import Budget, Clock, ExplicitModel, Posterior, one_task, register, within
+from .mcmc import r_hat
 from .permutations import sinkhorn
 from .scores import moments
 
@@ -25,8 +26,8 @@ from .scores import moments
 __all__ = ['FORCES', 'STEP', 'PAPER', 'ORIGINAL', 'NONLINEAR', 'order_mask', 'pairwise_force', 'sinkhorn_force', 'Walker',
            'LinearData', 'linear_data', 'Regression', 'precisions', 'regressions', 'edge_effects', 'BayesDAGConfig',
            'MarginalChains', 'edge_network', 'edge_logits', 'straight_through_coins', 'Mechanism', 'LinearMechanism',
-           'SharedNetwork', 'log_likelihood', 'Adam', 'JointChains', 'Walk', 'walk', 'edge_rhat', 'marginal_chains',
-           'joint_chains', 'sample_mechanisms', 'linear_parameters', 'mechanism_samples', 'diagnostics', 'BayesDAG']
+           'SharedNetwork', 'log_likelihood', 'Adam', 'JointChains', 'Walk', 'walk', 'marginal_chains', 'joint_chains',
+           'sample_mechanisms', 'linear_parameters', 'mechanism_samples', 'diagnostics', 'BayesDAG']
 
 # %% ../../nbs/models/18_bayesdag.ipynb #ad33b894
 def order_mask(
@@ -419,16 +420,6 @@ def walk(
     draws = {name: torch.stack([draw[name] for _, _, draw in late]) for name in late[0][2] if name != "probs"}
     return Walk(draws, (total - late[0][1]) / (steps - late[0][0]), steps, stopped)
 
-# %% ../../nbs/models/18_bayesdag.ipynb #4a1fa44c
-def edge_rhat(
-    graphs: Tensor,  # (T, C, d, d) bool, T draws of C chains
-) -> Tensor:  # (d, d) float64; 1 where all draws agree, infinite where only draws of one chain do
-    "Potential scale reduction of every edge."
-    x, T = graphs.double(), len(graphs)
-    within, between = x.var(0).mean(0), x.mean(0).var(0)
-    rhat = ((T - 1) / T + between / within).sqrt()
-    return torch.where(between + within == 0, 1., rhat)
-
 # %% ../../nbs/models/18_bayesdag.ipynb #80598273
 def marginal_chains(
     data: Tensor,  # (n, d), as the chains shall see it
@@ -513,7 +504,7 @@ def diagnostics(
     graphs = w.draws["graphs"]
     T, C, d = graphs.shape[:3]
     pairs = ~torch.eye(d, dtype=torch.bool)
-    rhat = edge_rhat(graphs)[pairs] if min(T, C) > 1 else None
+    rhat = r_hat(graphs[..., pairs].double()) if T >= 4 else None  # a chain that never moves is compared with the others
     return {"steps": w.steps, "chains": C, "draws_per_chain": T, "edges": float(graphs.sum((-1, -2)).double().mean()),
             "distinct_graphs": len(torch.unique(graphs.reshape(T * C, -1), dim=0)),
             "share_rhat_above_1.1": None if rhat is None else float((rhat > 1.1).double().mean()),

@@ -14,12 +14,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..datasets.graphs import is_dag
-from ..datasets.validation import Strict
 from .base import Budget, Clock, ExplicitModel, Posterior, from_graphs, one_task, register, within
 from .dibs_joint import GaussianRows, Mechanisms, gaussian_rows, initial_parameters, joint_step, node_log_likelihood, parameter_log_prior
 from .latent_graphs import (Annealing, Cloud, Step, cycle_gradient, edge_scores, graph_log_prior, graph_prior_gradient, hard_graphs,
                                               initial_latents, nodes_on_cycles, off_diagonal, transport)
-from .scores import bge_local_scores
+from .scores import BGeSettings, bge_local_scores
 from .set_scores import ScoreCache, score_cache, set_scores, small_sets
 
 # %% auto #0
@@ -178,7 +177,7 @@ def without_cycles(
     return graphs & ((nodes_on_cycles(graphs) == 0)[:, None, None] | (net[:, :, None] > net[:, None, :]))
 
 # %% ../../nbs/models/17b_dibs.ipynb #c5af581d
-class DiBSConfig(Strict):
+class DiBSConfig(BGeSettings):
     "Settings of the model `dibs`."
     mode: Literal["marginal", "joint"] = Field("marginal", description="graphs alone, by the BGe score; or graphs with mechanisms")
     mechanism: Literal["linear", "mlp"] = Field("linear", description="joint: linear Gaussian, or a dense network with one hidden layer")
@@ -205,19 +204,12 @@ class DiBSConfig(Strict):
     hidden: int = Field(5, gt=0, description="mlp: hidden units")
     noise: float | None = Field(None, gt=0, description="joint: a fixed noise variance; learned unless given")
     n_candidates: int = Field(512, gt=0, description="reading draws: graphs per particle")
-    alpha_mu: float | None = Field(None, gt=0, description="marginal: prior rows behind the mean of BGe; 1 unless given")
-    alpha_w: float | None = Field(None, description="marginal: degrees of freedom of the precision of BGe; d + 2 unless given")
 
     @model_validator(mode="after")
     def _acyclic_limit(self) -> DiBSConfig:
         if self.acyclic and (self.reading or ("limit" if self.variant == "paper" else "draws")) == "draws":
             raise ValueError("acyclic belongs to the reading 'limit'; draws are always acyclic")
         return self
-
-    @property
-    def prior(self) -> dict[str, float]:
-        "The hyperparameters of BGe that were given."
-        return {k: v for k in ("alpha_mu", "alpha_w") if (v := getattr(self, k)) is not None}
 
 # %% ../../nbs/models/17b_dibs.ipynb #f5ad06d5
 def resolved(

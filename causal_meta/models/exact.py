@@ -8,16 +8,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from ..datasets.graphs import enumerate_dags
-from ..datasets.validation import InputError, Strict
+from ..datasets.validation import InputError
 from .base import Budget, Clock, ExplicitModel, Posterior, one_task, register, within
-from .scores import LOCAL_SCORES, MAX_TABLE_NODES, equivalence_classes, graph_scores
+from .scores import LOCAL_SCORES, MAX_TABLE_NODES, ScoreSettings, equivalence_classes, graph_scores
 from .subset_dp import OutOfTime, Prior, count_dags, draw_by_order, draw_uniform, set_posterior
 
 # %% auto #0
@@ -96,22 +95,9 @@ def sample_graphs(
     return exact.graphs[torch.multinomial(probs, n_samples, replacement=True, generator=generator).to(exact.graphs.device)]
 
 # %% ../../nbs/models/15_exact.ipynb #681fc506
-class ExactConfig(Strict):
+class ExactConfig(ScoreSettings):
     "Settings of the model `exact`."
-    score: Literal["bge", "bic"] = Field("bge", description="marginal likelihood (bge) or its large-sample approximation (bic)")
-    alpha_mu: float | None = Field(None, gt=0, description="bge: prior rows behind the mean; 1 unless given")
-    alpha_w: float | None = Field(None, description="bge: degrees of freedom of the precision; d + 2 unless given")
     graph_prior: Prior = Field("uniform", description="uniform over DAGs, or order: each DAG counts once for each of its topological orders")
-
-    @model_validator(mode="after")
-    def _only_with_bge(self) -> ExactConfig:
-        if self.score != "bge" and self.prior: raise ValueError("alpha_mu and alpha_w belong to the score 'bge'")
-        return self
-
-    @property
-    def prior(self) -> dict[str, float]:
-        "The hyperparameters that were given."
-        return {k: v for k in ("alpha_mu", "alpha_w") if (v := getattr(self, k)) is not None}
 
 # %% ../../nbs/models/15_exact.ipynb #e521e689
 MAX_KEPT = 12  # nodes up to which the table of local scores is kept with the posterior

@@ -8,16 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from ..datasets.validation import Strict
 from .base import Budget, Clock, ExplicitModel, Posterior, one_task, register, within
 from .partition_moves import Walk, start, step
 from .partitions import FamilyTables, Knowledge, choose_candidates, conditional_edge_probs, family_tables, knowledge, layer_log_weights, sample_dags
+from .scores import ScoreSettings
 from .set_scores import SetScores, set_scores
 
 # %% auto #0
@@ -98,7 +97,7 @@ def effective_sample_size(
     return n * chains / (2 * pairs.sum(0) - 1).clamp(min=1 / math.log10(n * chains))
 
 # %% ../../nbs/models/16b_mcmc.ipynb #b867f056
-class MCMCConfig(Strict):
+class MCMCConfig(ScoreSettings):
     "Settings of the model `mcmc`."
     chains: int = Field(16, ge=2, le=1024, description="independent chains; at least 2, to compare them")
     temperatures: int = Field(4, ge=1, le=32, description="replicas of each chain, the coldest of which counts")
@@ -108,21 +107,8 @@ class MCMCConfig(Strict):
     thin: int | None = Field(None, ge=1, description="keep the state of every thin-th step; every d/5-th unless given")
     candidates: int = Field(14, ge=1, le=20, description="candidate parents of a node, all subsets of which are possible, with one parent from outside; fewer where there are fewer other nodes, or memory demands it")
     max_parents: int | None = Field(None, ge=1, description="largest number of parents; no limit unless given")
-    score: Literal["bge", "bic"] = Field("bge", description="marginal likelihood (bge) or its large-sample approximation (bic)")
-    alpha_mu: float | None = Field(None, gt=0, description="bge: prior rows behind the mean; 1 unless given")
-    alpha_w: float | None = Field(None, description="bge: degrees of freedom of the precision; d + 2 unless given")
     forbidden: list[tuple[int, int]] = Field([], description="edges [i, j], from i to j, that are known to be absent")
     required: list[tuple[int, int]] = Field([], description="edges [i, j], from i to j, that are known to be present")
-
-    @model_validator(mode="after")
-    def _only_with_bge(self) -> MCMCConfig:
-        if self.score != "bge" and self.prior: raise ValueError("alpha_mu and alpha_w belong to the score 'bge'")
-        return self
-
-    @property
-    def prior(self) -> dict[str, float]:
-        "The hyperparameters of BGe that were given."
-        return {k: v for k in ("alpha_mu", "alpha_w") if (v := getattr(self, k)) is not None}
 
 # %% ../../nbs/models/16b_mcmc.ipynb #1f553ba9
 def affordable_candidates(

@@ -14,11 +14,12 @@ from torch import Tensor
 from ..datasets.graphs import is_dag
 from ..datasets.validation import InputError
 from .set_scores import SetScores
+from .subset_dp import subset_sums
 
 # %% auto #0
-__all__ = ['Knowledge', 'knowledge', 'choose_candidates', 'eliminate', 'popcounts', 'subset_scores', 'sum_over_subsets',
-           'FamilyTables', 'family_tables', 'log_minus', 'allowed', 'log_total', 'layer_log_weights',
-           'conditional_edge_probs', 'sample_dags']
+__all__ = ['Knowledge', 'knowledge', 'choose_candidates', 'eliminate', 'popcounts', 'subset_scores', 'FamilyTables',
+           'family_tables', 'log_minus', 'allowed', 'log_total', 'layer_log_weights', 'conditional_edge_probs',
+           'sample_dags']
 
 # %% ../../nbs/models/16_partitions.ipynb #293efa19
 @dataclass(frozen=True)
@@ -131,17 +132,6 @@ def subset_scores(
         more.append(scores.formula(rows[nodes][..., None], k[:, None] + 1, alone + left.log(), alone) if e else spread)
     return torch.cat(plain), torch.cat(more)
 
-# %% ../../nbs/models/16_partitions.ipynb #60b016a7
-def sum_over_subsets(
-    table: Tensor,  # (N, 2^m, ...) nats
-) -> Tensor:  # the same shape: entry U is the log of the sum of exp(table) over the subsets of U
-    "The zeta transform in log space; O(2^m m)."
-    out, m = table.contiguous().clone(), table.shape[1].bit_length() - 1
-    for p in range(m):
-        halves = out.view(len(out), 2 ** (m - p - 1), 2, 2 ** p, -1)
-        halves[:, :, 1] = torch.logaddexp(halves[:, :, 1], halves[:, :, 0])
-    return out
-
 # %% ../../nbs/models/16_partitions.ipynb #bc10e09f
 @dataclass(frozen=True)
 class FamilyTables:
@@ -192,8 +182,8 @@ def family_tables(
     cand, out = ranking[:, :m].contiguous(), ranking[:, m:].contiguous()
     if m > 20: raise InputError(f"candidates is {m}; a table of their subsets is allowed for at most 20.")
     plain, more = _restricted(*subset_scores(scores, cand, out), cand, out, known, d if max_parents is None else max_parents)
-    total = sum_over_subsets(plain)
-    ratio = (sum_over_subsets(more) - total[..., None]).clamp(max=700.).exp().nan_to_num(nan=0.) if d - 1 > m else more
+    total = subset_sums(plain)
+    ratio = (subset_sums(more.mT).mT - total[..., None]).clamp(max=700.).exp().nan_to_num(nan=0.) if d - 1 > m else more
     power = torch.zeros(d, d).scatter_(1, cand, (2. ** torch.arange(m)).expand(d, m))
     place = torch.zeros(d, d, d - 1 - m, dtype=torch.float64).scatter_(1, out[:, None, :], 1.)
     return FamilyTables(cand, out, torch.cat([more, plain[..., None]], 2), total.flatten(), ratio.flatten(0, 1), power, place)

@@ -10,16 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..datasets.validation import InputError
+from ..datasets.validation import InputError, Strict
 
 # %% auto #0
 __all__ = ['MAX_TABLE_NODES', 'LOCAL_SCORES', 'parent_sets', 'Moments', 'moments', 'subset_log_determinants', 'BGePrior',
            'bge_prior', 'bge_matrix', 'bge_formula', 'bge_local_scores', 'graph_scores', 'equivalence_classes',
-           'bic_matrix', 'bic_formula', 'bic_local_scores']
+           'bic_matrix', 'bic_formula', 'bic_local_scores', 'BGeSettings', 'ScoreSettings']
 
 # %% ../../nbs/models/14_scores.ipynb #a0fd98b1
 def parent_sets(
@@ -215,3 +217,23 @@ def bic_local_scores(
 
 # %% ../../nbs/models/14_scores.ipynb #95ac47f9
 LOCAL_SCORES: dict[str, Callable[..., Tensor]] = {"bge": bge_local_scores, "bic": bic_local_scores}
+
+# %% ../../nbs/models/14_scores.ipynb #814bdc64
+class BGeSettings(Strict):
+    "The hyperparameters of the BGe score, for the configuration of a model that uses it."
+    alpha_mu: float | None = Field(None, gt=0, description="bge: prior rows behind the mean; 1 unless given")
+    alpha_w: float | None = Field(None, description="bge: degrees of freedom of the precision; d + 2 unless given")
+
+    @property
+    def prior(self) -> dict[str, float]:
+        "The hyperparameters that were given."
+        return {k: v for k in ("alpha_mu", "alpha_w") if (v := getattr(self, k)) is not None}
+
+class ScoreSettings(BGeSettings):
+    "A score and its hyperparameters."
+    score: Literal["bge", "bic"] = Field("bge", description="marginal likelihood (bge) or its large-sample approximation (bic)")
+
+    @model_validator(mode="after")
+    def _only_with_bge(self) -> ScoreSettings:
+        if self.score != "bge" and self.prior: raise ValueError("alpha_mu and alpha_w belong to the score 'bge'")
+        return self

@@ -19,8 +19,8 @@ from ..datasets.validation import one_of
 from .base import Clock
 
 # %% auto #0
-__all__ = ['Prior', 'count_dags', 'subset_sums', 'OutOfTime', 'SetPosterior', 'set_posterior', 'draw_by_order', 'count_orders',
-           'draw_uniform']
+__all__ = ['Prior', 'count_dags', 'subset_sums', 'subset_means', 'OutOfTime', 'SetPosterior', 'set_posterior', 'draw_by_order',
+           'count_orders', 'draw_uniform']
 
 # %% ../../nbs/models/14b_subset_dp.ipynb #39522dbb
 @lru_cache(maxsize=64)
@@ -32,9 +32,19 @@ def count_dags(
 
 # %% ../../nbs/models/14b_subset_dp.ipynb #adc863ae
 def subset_sums(
+    table: Tensor,  # (..., 2^d) nats
+) -> Tensor:  # (..., 2^d) nats: entry U is the log of the sum of exp(table) over the subsets of U
+    "The zeta transform in log space: O(2^d d)."
+    total, d = table.contiguous().clone(), table.shape[-1].bit_length() - 1
+    for bit in range(d):
+        halves = total.view(*total.shape[:-1], -1, 2, 2**bit)
+        halves[..., 1, :] = torch.logaddexp(halves[..., 0, :], halves[..., 1, :])
+    return total
+
+def subset_means(
     table: Tensor,  # (..., 2^d) local scores, nats
-) -> tuple[Tensor, Tensor]:  # (..., 2^d) each: log of the sum over all subsets, and the mean score under these weights
-    "Sum exp(score) over the subsets of every set."
+) -> tuple[Tensor, Tensor]:  # (..., 2^d) each: `subset_sums`, and the mean score under these weights
+    "Sums and mean scores over the subsets of every set."
     total, mean, d = table.clone(), table.nan_to_num(neginf=0.), table.shape[-1].bit_length() - 1
     for bit in range(d):
         log, average = (x.view(*x.shape[:-1], -1, 2, 2**bit) for x in (total, mean))
@@ -136,7 +146,7 @@ def set_posterior(
 ) -> SetPosterior:  # float64
     "Edge probabilities over all DAGs of d nodes: Tian & He (2009), Koivisto & Sood (2004)."
     single = one_of(prior, ("uniform", "order"), "prior over graphs") == "order"
-    alpha, mean = subset_sums(table)
+    alpha, mean = subset_means(table)
     f = _forward(alpha, single, clock)
     q = _backward(alpha, f, single, clock)
     return SetPosterior(_edges(alpha, q), float(f[-1]), float((q*mean).sum()), alpha, f, prior)

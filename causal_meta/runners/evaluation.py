@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -112,28 +113,25 @@ def evaluate(
     models = [one_of(m, config.models, "model of this run") for m in models] if models is not None else list(config.models)
     nets = {m: best_model(run, m) for m in models if config.models[m].kind == "amortised"}
     new, report = [], Report()
-    groups = [tasks for s in config.seed_lists for tasks in _by_family(MetaFixedDataset(desk.benchmark, s, most=config.tasks))]
-    truths = {(t.seed_list, t.family, t.index): exact_edges(desk.benchmark, t) for tasks in groups for t in tasks}
-    for model in models:
-        net, training = nets.get(model, (None, None))
-        for tasks in groups:
-            if net is None: outcomes = explicit_posteriors(desk, model, tasks, say)
-            else: outcomes = [Outcome("computed", p, "", "") for p in amortised_posteriors(run, model, net, tasks)]
-            for t, outcome in zip(tasks, outcomes):
-                report.add(f"{model} on {t.family} {t.index} of {t.seed_list}", outcome)
-                if outcome.posterior is not None:
-                    new.append(record(config, model, t, outcome.posterior, desk.benchmark.posterior_samples, training, truths[t.seed_list, t.family, t.index]))
-        say(f"evaluation  {model}: {sum(r['model'] == model for r in new)} tasks")
+    for seed_list in config.seed_lists:
+        for tasks in _by_family(MetaFixedDataset(desk.benchmark, seed_list, most=config.tasks)):
+            truths, before = [exact_edges(desk.benchmark, t) for t in tasks], len(new)
+            for model in models:
+                net, training = nets.get(model, (None, None))
+                if net is None: outcomes = explicit_posteriors(desk, model, tasks, say)
+                else: outcomes = [Outcome("computed", p, "", "") for p in amortised_posteriors(run, model, net, tasks)]
+                for t, outcome, exact in zip(tasks, outcomes, truths):
+                    report.add(f"{model} on {t.family} {t.index} of {t.seed_list}", outcome)
+                    if outcome.posterior is not None: new.append(record(config, model, t, outcome.posterior, desk.benchmark.posterior_samples, training, exact))
+            say(f"evaluation  {tasks[0].family} of {seed_list}: {len(new) - before} posteriors of {len(tasks)} tasks")
     for line in report.refused: say(f"not applicable: {line}")
     summary = _write(run, desk.benchmark, new, models)
     report.check()
     return summary
 
-def _by_family(tasks: MetaFixedDataset) -> list[list[Task]]:
-    "The tasks, one list a family."
-    groups: dict[str, list[Task]] = {}
-    for position in range(len(tasks)): groups.setdefault((task := tasks[position]).family, []).append(task)
-    return list(groups.values())
+def _by_family(tasks: MetaFixedDataset) -> Iterator[list[Task]]:
+    "The tasks, one family at a time: all at once would not fit."
+    for _, positions in groupby(range(len(tasks)), key=lambda k: tasks.keys[k][0]): yield [tasks[k] for k in positions]
 
 # %% ../../nbs/runners/36_evaluation.ipynb #f53449ad
 def _write(run: RunDir, benchmark: Benchmark, new: list[dict], models: Sequence[str]) -> dict[str, Any]:

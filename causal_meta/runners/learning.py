@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..datasets.benchmarks import Benchmark
@@ -19,13 +18,14 @@ from ..datasets.graphs import enumerate_dags
 from ..datasets.randomness import torch_generator
 from ..datasets.tasks import MetaFixedDataset, Task
 from ..datasets.validation import InputError, one_of
-from ..metrics.graph import off_diagonal, pair_states
+from ..metrics.against_exact import pair_state_probs
+from ..metrics.graph import off_diagonal
 from ..models.exact import exact_posterior
 from .pre_training import load_model
 from .runs import RunDir
 
 # %% auto #0
-__all__ = ['Reference', 'states_of', 'reference', 'distances', 'of_prior', 'kept', 'against_exact']
+__all__ = ['Reference', 'reference', 'distances', 'of_prior', 'kept', 'against_exact']
 
 # %% ../../nbs/runners/38_learning.ipynb #ece30497
 @dataclass(frozen=True)
@@ -36,14 +36,6 @@ class Reference:
     edges: Tensor  # (B, d(d-1)) float64, probabilities of the ordered pairs
     states: Tensor  # (B, d(d-1)/2, 4) float64, of the states of unordered pairs
     log_prob: float  # mean log-probability of the true graphs, nats: no model can have more on average
-
-def states_of(
-    graphs: Tensor,  # (..., K, d, d) bool
-    weights: Tensor | None = None,  # (..., K) that sum to one; None: equal
-) -> Tensor:  # (..., d(d-1)/2, 4) float64
-    "The distribution of each pair's state: no edge, i -> j, i <- j, both."
-    hot = F.one_hot(pair_states(graphs), 4).double()
-    return hot.mean(-3) if weights is None else torch.einsum("...k,...kps->...ps", weights.double(), hot)
 
 def reference(
     benchmark: Benchmark,  # linear Gaussian, of at most five nodes
@@ -58,7 +50,7 @@ def reference(
     exact = exact_posterior(torch.stack([t.data for t in tasks]), torch.stack([t.intervened for t in tasks]))
     at = [(exact.graphs == t.graph).all(-1).all(-1) for t in tasks]
     truth = torch.stack([log_probs[which].squeeze(0) for log_probs, which in zip(exact.log_probs, at)])
-    return Reference(family, tasks, off_diagonal(exact.edge_probs), states_of(exact.graphs, exact.log_probs.exp()), truth.mean().item())
+    return Reference(family, tasks, off_diagonal(exact.edge_probs), pair_state_probs(exact.graphs, exact.log_probs.exp()), truth.mean().item())
 
 # %% ../../nbs/runners/38_learning.ipynb #6a342762
 def distances(
@@ -73,7 +65,7 @@ def distances(
 def of_prior(ref: Reference) -> dict[str, float]:  # as `distances`
     "What a model has that has learned the prior over graphs, and nothing of the data."
     graphs = enumerate_dags(ref.tasks[0].graph.shape[0])
-    return distances(ref, off_diagonal(graphs.double().mean(0)), states_of(graphs))
+    return distances(ref, off_diagonal(graphs.double().mean(0)), pair_state_probs(graphs))
 
 # %% ../../nbs/runners/38_learning.ipynb #3280552c
 def kept(
@@ -99,7 +91,7 @@ def against_exact(
         for ref in refs:
             generator = torch_generator(run.config.training_seed, "learning-curve", ref.family, 0, f"posterior/{model}")
             found = net.posterior(torch.stack([t.data for t in ref.tasks]), torch.stack([t.intervened for t in ref.tasks]), n_samples=n_samples, generator=generator)
-            edges, states = torch.stack([off_diagonal(p.edge_probs) for p in found]), torch.stack([states_of(p.graphs) for p in found])
+            edges, states = torch.stack([off_diagonal(p.edge_probs) for p in found]), torch.stack([pair_state_probs(p.graphs) for p in found])
             rows.append({"model": model, **{k: facts[k] for k in ("step", "tasks_seen", "cpu_seconds")}, "family": ref.family, **distances(ref, edges, states),
                          "log_prob": sum(p.log_prob(t.graph) for p, t in zip(found, ref.tasks))/len(ref.tasks)})
             if say: say(rows[-1])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -23,24 +22,17 @@ from .config import RunConfig, digest
 from .runs import RunDir, exclusive, write_json
 
 # %% auto #0
-__all__ = ['Trial', 'validation_tasks', 'try_settings', 'tuned']
+__all__ = ['validation_tasks', 'try_settings', 'tuned']
 
 # %% ../../nbs/runners/34a_tuning.ipynb #2331624b
-@dataclass(frozen=True)
-class Trial:
-    "One validation task."
-    data: Tensor  # (n, d)
-    intervened: Tensor  # (n, d) bool
-    graph: Tensor  # (d, d) bool
-
 def validation_tasks(
     benchmark: Benchmark,
     count: int,  # tasks; no more than the benchmark has
-) -> list[Trial]:
+) -> list[tuple[Tensor, Tensor, Tensor]]:  # data (n, d), intervened (n, d) bool and graph (d, d) bool of each
     "Some validation tasks of a benchmark, of all its sizes in turn."
     batches = validation_batches(benchmark)
     longest = max(map(len, batches), default=0)
-    turns = [Trial(b.data[k], b.intervened[k], b.graphs[k]) for k in range(min(longest, count)) for b in batches if k < len(b)]
+    turns = [(b.data[k], b.intervened[k], b.graphs[k]) for k in range(min(longest, count)) for b in batches if k < len(b)]
     if len(turns) < count: raise InputError(f"tune: {count} validation tasks are asked for; benchmark {benchmark.name} has {sum(map(len, batches))}.")
     return turns[:count]
 
@@ -56,10 +48,10 @@ def try_settings(
     metric, trials = one_of(spec.tune.metric, METRICS, "metric"), validation_tasks(benchmark, spec.tune.tasks)
     for settings in spec.tune.grid:
         net, values = build_model(spec.type, {**spec.config, **settings}), []
-        for k, t in enumerate(trials):
+        for k, (data, intervened, graph) in enumerate(trials):
             generator = torch_generator(config.posterior_seed, "tuning", "", k, f"posterior/{model}")
-            posterior = net.posterior(t.data, t.intervened, n_samples=config.budget.samples or benchmark.posterior_samples, generator=generator, budget=config.budget.budget())
-            values.append(posterior_metrics(posterior, t.graph, benchmark.posterior_samples)[metric])
+            posterior = net.posterior(data, intervened, n_samples=config.budget.samples or benchmark.posterior_samples, generator=generator, budget=config.budget.budget())
+            values.append(posterior_metrics(posterior, graph, benchmark.posterior_samples)[metric])
         known = [v for v in values if v is not None and math.isfinite(v)]
         rows.append({"settings": settings, "mean": sum(known)/len(known) if known else None, "tasks": len(known)})
         say(f"tuning {model}: {json.dumps(settings)} {metric} {rows[-1]['mean'] if known else 'undefined'}")
