@@ -5,7 +5,6 @@
 # %% ../../nbs/metrics/21d_oracle.ipynb #56772654
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..datasets.benchmarks import Benchmark

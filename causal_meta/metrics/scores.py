@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,28 +58,26 @@ class TaskScores:
     def metrics(
         self,
         posterior: Posterior,
-    ) -> tuple[dict[str, float | None], dict[str, Any]]:  # a value for each of `PREDICTIVE`; "scorer" and "reasons" of what is None
+    ) -> tuple[dict[str, float | None], dict[str, str]]:  # for each of `PREDICTIVE` a value, and how it was had, or why it is None
         "All likelihoods of one posterior."
         values: dict[str, float | None] = dict.fromkeys(PREDICTIVE)
-        reasons: dict[str, str] = {}
+        how: dict[str, str] = {}
         try:
             if posterior.graphs is None: raise InputError("the model gives edge probabilities and no graphs.")
             graphs, weights = acyclic(posterior.graphs, posterior.weights)
-            values |= self._with_regret(graph_log_densities(self.scorer, graphs, self.rows.free), weights, reasons)
-        except InputError as e: reasons |= dict.fromkeys((*LIKELIHOODS, "nil_regret", "i_nil_regret"), str(e))
-        try:
-            own = self._with_regret(*native(posterior, self.rows), reasons)
-            values |= {name: own[like] for name, like in NATIVE.items()}
-            if self.no_oracle: reasons["nil_native_regret"] = self.no_oracle
-        except InputError as e: reasons |= dict.fromkeys(NATIVE, str(e))
-        return values, {"scorer": self.scorer_name, "reasons": reasons}
+            got, how = self._with_regret(graph_log_densities(self.scorer, graphs, self.rows.free), weights, self.scorer_name)
+            values |= got
+        except InputError as e: how |= dict.fromkeys(PREDICTIVE, str(e))
+        try: got, said = self._with_regret(*native(posterior, self.rows), "native")
+        except InputError as e: return values, how | dict.fromkeys(NATIVE, str(e))
+        return values | {name: got[like] for name, like in NATIVE.items()}, how | {name: said[like] for name, like in NATIVE.items()}
 
-    def _with_regret(self, log_densities: Tensor, weights: Tensor, reasons: dict[str, str]) -> dict[str, float | None]:
-        "Likelihoods, and their differences from those of the oracle."
+    def _with_regret(self, log_densities: Tensor, weights: Tensor, scorer: str) -> tuple[dict[str, float | None], dict[str, str]]:
+        "Likelihoods and their differences from those of the oracle; how, or why not."
         values = likelihoods(log_densities, weights, self.rows)
+        how = {name: scorer if v is not None else "the task has no such rows." for name, v in values.items()}
         for name in ("nil", "i_nil"):
-            regret = f"{name}_regret"
-            values[regret] = values[name] - self.best[name] if self.best and values[name] is not None else None
-            if values[name] is None: reasons |= dict.fromkeys((k for k in values if k.startswith(name) or (name == "nil" and k == "e_nll")), "the task has no such rows.")
-            elif not self.best: reasons[regret] = self.no_oracle
-        return values
+            best = self.best[name] if self.best else None
+            values[f"{name}_regret"] = values[name] - best if None not in (values[name], best) else None
+            how[f"{name}_regret"] = how[name] if values[name] is None else f"{scorer} less oracle" if best is not None else self.no_oracle
+        return values, how

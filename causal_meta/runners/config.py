@@ -115,6 +115,7 @@ class RunConfig(Strict):
     seed_lists: list[str] = Field(["a"], min_length=1, description="the benchmark's test seed lists to evaluate on")
     tasks: int | None = Field(None, ge=1, description="only the first so many tasks of each test family; all of them if unset")
     models: dict[str, ModelSpec] = Field(min_length=1, description="the competitors, by a name of your choice")
+    likelihood: Literal["auto", "linear_gaussian", "gp", "none"] = Field("auto", description="scorer of NIL and I-NIL for all models; auto: by the mechanisms of each test family")
     pre_training: PreTraining = PreTraining()
     budget: BudgetConfig = BudgetConfig()
 

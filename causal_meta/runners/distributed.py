@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -50,6 +51,7 @@ def rank_of(
 def joined(
     rank: Rank | None = None,  # who this process is; read from the environment if None
     init_method: str | None = None,  # a rendezvous; MASTER_ADDR and MASTER_PORT if None
+    patience: float | None = None,  # seconds for which a rank waits for the others; torch's own if None
 ):
     "Join the process group (nccl with accelerators, gloo without) for the body; yields the `Rank`."
     rank = rank or rank_of()
@@ -58,7 +60,7 @@ def joined(
         return
     if torch.cuda.is_available(): torch.cuda.set_device(rank.device)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", init_method=init_method or "env://",
-                            rank=rank.rank, world_size=rank.world_size)
+                            rank=rank.rank, world_size=rank.world_size, timeout=timedelta(seconds=patience) if patience else None)
     try: yield rank
     finally: dist.destroy_process_group()
 

@@ -145,6 +145,8 @@ class RunDir:
     def raw(self) -> Path: return self.path/"results"/"metrics_raw.json"
     @property
     def summary(self) -> Path: return self.path/"results"/"metrics_summary.json"
+    @property
+    def parts(self) -> Path: return self.path/"results"/"parts"
 
     def benchmark(self) -> Benchmark:
         "The frozen benchmark this run was made for, read from its own copy."
