@@ -5,15 +5,20 @@
 # %% ../../nbs/metrics/22a_against_exact.ipynb #80d077c7
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+from ..datasets.graphs import enumerate_dags
 from ..datasets.validation import InputError
 from .graph import off_diagonal, pair_states
-from ..models.base import Posterior
+from ..models.base import Posterior, log_prob, log_probs
+from ..models.exact import MAX_LISTED
 
 # %% auto #0
-__all__ = ['pair_state_probs', 'pair_states_of_edges', 'exact_metrics']
+__all__ = ['pair_state_probs', 'pair_states_of_edges', 'dag_probs', 'total_variation', 'exact_log_prob_gap', 'exact_metrics']
 
 # %% ../../nbs/metrics/22a_against_exact.ipynb #4432940d
 def pair_state_probs(
@@ -32,16 +37,61 @@ def pair_states_of_edges(
     to, back = edge_probs[i, j].double(), edge_probs[j, i].double()
     return torch.stack([(1 - to - back).clamp(min=0), to, back, torch.zeros_like(to)], 1)
 
+# %% ../../nbs/metrics/22a_against_exact.ipynb #f441a7ea
+@lru_cache(maxsize=MAX_LISTED)
+def _listed(d: int) -> tuple[Tensor, Tensor]:
+    "All DAGs (N, d, d), and their codes (N,) in rising order."
+    dags = enumerate_dags(d)
+    return dags, _codes(dags)
+
+def _codes(graphs: Tensor) -> Tensor:
+    "(N,) a number for each graph."
+    return (graphs.flatten(1).long() << torch.arange(graphs[0].numel())).sum(1)
+
+def dag_probs(
+    posterior: Posterior,  # of at most 5 nodes
+) -> Tensor | None:  # (N,) float64, the probability of each DAG of enumerate_dags(d); what is missing from a sum of 1 lies on cyclic graphs
+    "A distribution over whole DAGs, in closed form or by the frequencies of samples; None where there is neither."
+    dags, known = _listed(posterior.d)
+    logs = log_probs(posterior, dags)
+    if logs is not None: return logs.cpu().exp()
+    if posterior.graphs is None: return None
+    codes = _codes(posterior.graphs.cpu() & ~torch.eye(posterior.d, dtype=torch.bool))
+    place = torch.searchsorted(known, codes).clamp(max=len(known) - 1)
+    return torch.zeros(len(known), dtype=torch.float64).index_add_(0, place, posterior.weights.cpu().double()*(known[place] == codes))
+
+def total_variation(
+    q: Tensor,  # (N,) probabilities of the listed graphs that sum to at most 1; the rest lies on others
+    p: Tensor,  # (N,) probabilities that sum to 1
+) -> float:  # in [0, 1]
+    "Half the sum of absolute differences, the mass of `q` outside the list included."
+    return float(((q - p).abs().sum() + (1 - q.sum()).clamp(min=0))/2)
+
+# %% ../../nbs/metrics/22a_against_exact.ipynb #cbf04ca9
+def exact_log_prob_gap(
+    posterior: Posterior,  # of a method
+    exact: Posterior,  # of the model `exact`
+    truth: Tensor,  # (d, d) bool, the true graph
+) -> float | None:  # nats; None without both closed forms, or where the method rules the truth out
+    "Exact log-probability of the true graph minus the method's."
+    right, given = log_prob(exact, truth), log_prob(posterior, truth)
+    return None if right is None or given is None or given == -math.inf else right - given
+
 # %% ../../nbs/metrics/22a_against_exact.ipynb #6780048e
 def exact_metrics(
     posterior: Posterior,  # of a method
-    exact: Tensor,  # (d, d) exact edge probabilities
-) -> dict[str, float | None]:  # None where the posterior has no samples
+    exact: Posterior,  # of the model `exact`, on the same data
+    truth: Tensor | None = None,  # (d, d) bool, the true graph; None: no gap is given
+) -> dict[str, float | None]:  # None where undefined
     "Differences of a posterior from the exact one."
-    if exact.shape != posterior.edge_probs.shape:
-        raise InputError(f"exact_metrics: the exact edge probabilities have shape {tuple(exact.shape)}; they must be {tuple(posterior.edge_probs.shape)}.")
-    gap = off_diagonal((posterior.edge_probs.double().cpu() - exact.double()).abs())
-    tv = None
+    right, given = exact.edge_probs.double().cpu(), posterior.edge_probs.double().cpu()
+    if right.shape != given.shape:
+        raise InputError(f"exact_metrics: the exact edge probabilities have shape {tuple(right.shape)}; they must be {tuple(given.shape)}.")
+    gap, metrics = off_diagonal((given - right).abs()), dict.fromkeys(("exact_pair_tv", "exact_dag_tv"))
     if posterior.graphs is not None:
-        tv = float((pair_state_probs(posterior.graphs.cpu(), posterior.weights.cpu()) - pair_states_of_edges(exact)).abs().sum(1).mean()/2)
-    return {"exact_error": float(gap.mean()), "exact_error_max": float(gap.max()), "exact_pair_tv": tv}
+        states = pair_state_probs(posterior.graphs.cpu(), posterior.weights.cpu())
+        metrics["exact_pair_tv"] = float((states - pair_states_of_edges(right)).abs().sum(1).mean()/2)
+    if exact.d <= MAX_LISTED and exact.info.get("log_prob") is not None and (q := dag_probs(posterior)) is not None:
+        metrics["exact_dag_tv"] = total_variation(q, dag_probs(exact))
+    return {"exact_error": float(gap.mean()), "exact_error_max": float(gap.max()), **metrics,
+            "exact_log_prob_gap": exact_log_prob_gap(posterior, exact, truth) if truth is not None else None}

@@ -16,7 +16,7 @@ from .graph import off_diagonal
 
 # %% auto #0
 __all__ = ['edge_entries', 'auroc', 'auprc', 'brier', 'edge_log_prob', 'Reliability', 'reliability_curve', 'wilson_interval',
-           'edge_entropy', 'edge_metrics']
+           'edge_metrics']
 
 # %% ../../nbs/metrics/22_calibration.ipynb #6b58973a
 def edge_entries(
@@ -116,13 +116,6 @@ def wilson_interval(
     half = z/(1 + z**2/count)*(rate*(1 - rate)/count + z**2/(4*count**2)).sqrt()
     return (centre - half).clamp(min=0), (centre + half).clamp(max=1)
 
-# %% ../../nbs/metrics/22_calibration.ipynb #ca7156a8
-def edge_entropy(
-    p: Tensor,  # (m,) probabilities
-) -> float:  # nats per entry, in [0, log 2]
-    "Mean binary entropy; needs no truth."
-    return float((torch.special.entr(p) + torch.special.entr(1 - p)).mean())
-
 # %% ../../nbs/metrics/22_calibration.ipynb #28336524
 def edge_metrics(
     edge_probs: Tensor,  # (d, d) posterior edge probabilities
@@ -133,4 +126,4 @@ def edge_metrics(
     p, y = edge_entries(edge_probs, truth)
     log_prob = edge_log_prob(p, y, n_samples)
     return {"auroc": auroc(p, y), "auprc": auprc(p, y), "brier": brier(p, y), "edge_log_prob": log_prob, "edge_log_prob_mean": log_prob/len(p),
-            "ece": reliability_curve(p, y).ece, "edge_entropy": edge_entropy(p)}
+            "ece": reliability_curve(p, y).ece}

@@ -12,16 +12,21 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..datasets.validation import InputError, one_of
 from .against_exact import exact_metrics
-from .calibration import edge_metrics
-from .graph import graph_metrics
+from .calibration import edge_entries, edge_metrics
+from .expectations import graph_metrics
+from .pooled_calibration import GRID, counts_table, pooled_ece, reliability_counts
+from .uncertainty import ood_auroc, risk_metrics, uncertainty_metrics
 from ..models.base import Posterior
 
 # %% auto #0
-__all__ = ['METRICS', 'RESAMPLES', 'MetricInfo', 'is_better', 'posterior_metrics', 'bootstrap_mean', 'summarise']
+__all__ = ['METRICS', 'SUMMARY_METRICS', 'RESAMPLES', 'POOLED_RESAMPLES', 'MetricInfo', 'metric_info', 'is_better',
+           'posterior_metrics', 'posterior_reliability', 'bootstrap_mean', 'bootstrap_ece', 'bootstrap_ood',
+           'summarise']
 
 # %% ../../nbs/metrics/23_summary.ipynb #a2845bda
 @dataclass(frozen=True)
@@ -37,8 +42,16 @@ METRICS: dict[str, MetricInfo] = {name: MetricInfo(*info) for name, info in {
     "e_shd2": ("lower", "entries", "Expected structural Hamming distance; a reversed edge counts 2."),
     "e_shd_normalised": ("lower", "1", "e_shd divided by d(d-1)."),
     "e_shd2_normalised": ("lower", "1", "e_shd2 divided by d(d-1)."),
+    "e_cpdag_shd": ("lower", "pairs", "Expected structural Hamming distance between completed PDAGs, over acyclic samples."),
+    "e_cpdag_shd_normalised": ("lower", "1", "e_cpdag_shd divided by d(d-1)."),
     "e_sid": ("lower", "ordered pairs", "Expected structural intervention distance, over acyclic samples."),
     "e_sid_normalised": ("lower", "1", "e_sid divided by d(d-1)."),
+    "e_parent_aid": ("lower", "ordered pairs", "Expected parent adjustment identification distance, over acyclic samples; the same as e_sid for DAGs."),
+    "e_parent_aid_normalised": ("lower", "1", "e_parent_aid divided by d(d-1)."),
+    "e_ancestor_aid": ("lower", "ordered pairs", "Expected ancestor adjustment identification distance, over acyclic samples."),
+    "e_ancestor_aid_normalised": ("lower", "1", "e_ancestor_aid divided by d(d-1)."),
+    "e_oset_aid": ("lower", "ordered pairs", "Expected optimal-adjustment-set identification distance, over acyclic samples."),
+    "e_oset_aid_normalised": ("lower", "1", "e_oset_aid divided by d(d-1)."),
     "e_f1": ("higher", "1", "Expected F1 of directed edges."),
     "skeleton_f1": ("higher", "1", "Expected F1 of adjacencies, whatever their direction."),
     "ancestor_f1": ("higher", "1", "Expected F1 of (ancestor, descendant) pairs, over acyclic samples."),
@@ -55,21 +68,40 @@ METRICS: dict[str, MetricInfo] = {name: MetricInfo(*info) for name, info in {
     "edge_log_prob_mean": ("higher", "nats per entry", "edge_log_prob divided by d(d-1)."),
     "ece": ("lower", "1", "Expected calibration error of the edge probabilities in 15 bins of equal mass."),
     "edge_entropy": ("none", "nats per entry", "Mean binary entropy of the edge probabilities."),
+    "pair_entropy": ("none", "nats per pair", "Mean entropy of the state of a pair (none, either direction, both) under the samples."),
+    "effective_sample_size": ("none", "samples", "One over the sum of squared weights of the samples."),
+    "aurc": ("lower", "1", "Area under the risk-coverage curve: mean share of wrong decisions (an edge where p >= 1/2) as entries are answered, the least entropy first."),
+    "aurc_excess": ("lower", "1", "aurc minus the area of the best order of the same errors."),
     "log_prob_graph": ("higher", "nats", "Log-probability of the whole true graph, where the model gives it and it is not zero."),
     "exact_error": ("lower", "1", "Mean absolute difference of the edge probabilities from the exact ones, where these are known."),
     "exact_error_max": ("lower", "1", "Largest absolute difference of an edge probability from the exact one."),
     "exact_pair_tv": ("lower", "1", "Total variation between the distributions of the state of a pair and the exact ones, averaged over pairs."),
+    "exact_dag_tv": ("lower", "1", "Total variation between the distributions over whole DAGs, the method's and the exact one, for at most 5 nodes; samples alone have a floor."),
+    "exact_log_prob_gap": ("lower", "nats", "Exact log-probability of the true graph minus the method's; the mean over tasks from the prior is a KL divergence."),
     "truth_in_support": ("higher", "1", "1 where the model gives the true graph a positive probability, else 0."),
 }.items()}
 
+# %% ../../nbs/metrics/23_summary.ipynb #a01c4be2
+SUMMARY_METRICS: dict[str, MetricInfo] = {name: MetricInfo(*info) for name, info in {
+    "ece_pooled": ("lower", "1", "Expected calibration error of the entries of all tasks of a family together, in 15 bins of equal mass."),
+    "ood_auroc": ("higher", "1", "Probability that a task of the family has more edge entropy than one in distribution; 1/2 if entropy does not notice."),
+}.items()}
+
+def metric_info(
+    metric: str,  # a name
+) -> MetricInfo | None:  # None for a name that is in neither table
+    "What a metric of a record or of a summary is."
+    return METRICS.get(metric) or SUMMARY_METRICS.get(metric)
+
 # %% ../../nbs/metrics/23_summary.ipynb #78887710
 def is_better(
-    metric: str,  # a key of `METRICS`
+    metric: str,  # a key of `METRICS` or `SUMMARY_METRICS`
     new: float | None,  # a value
     old: float | None,  # the one to beat; None: anything defined beats it
 ) -> bool:
     "Whether `new` is strictly better than `old` in the direction of the metric."
-    direction = METRICS[one_of(metric, METRICS, "metric")].direction
+    known = METRICS | SUMMARY_METRICS
+    direction = known[one_of(metric, known, "metric")].direction
     if direction == "none": raise InputError(f"metric '{metric}' has no better direction; allowed: one that has.")
     if new is None or math.isnan(new): return False
     if old is None or math.isnan(old): return True
@@ -80,18 +112,26 @@ def posterior_metrics(
     posterior: Posterior,  # of one task
     truth: Tensor,  # (d, d) bool, the true graph
     n_samples: int,  # K0, the benchmark's number of posterior samples
-    exact: Tensor | None = None,  # (d, d) exact edge probabilities, where they are known
+    exact: Posterior | None = None,  # of the model `exact` on the same data, where that is the right answer
 ) -> dict[str, float | None]:  # a value for each key of METRICS; None where undefined
     "All metrics of one posterior."
     metrics: dict[str, float | None] = dict.fromkeys(METRICS)
     if posterior.graphs is not None: metrics |= graph_metrics(posterior.graphs, posterior.log_weights, truth)
-    metrics |= edge_metrics(posterior.edge_probs, truth, n_samples)
-    if exact is not None: metrics |= exact_metrics(posterior, exact)
+    metrics |= edge_metrics(posterior.edge_probs, truth, n_samples) | risk_metrics(*edge_entries(posterior.edge_probs, truth)) | uncertainty_metrics(posterior)
+    if exact is not None: metrics |= exact_metrics(posterior, exact, truth)
     log_prob = posterior.log_prob(truth)
     if log_prob is not None:
         possible = log_prob > -math.inf
         metrics |= {"truth_in_support": float(possible), "log_prob_graph": log_prob if possible else None}
     return metrics
+
+# %% ../../nbs/metrics/23_summary.ipynb #bfe761ee
+def posterior_reliability(
+    posterior: Posterior,  # of one task
+    truth: Tensor,  # (d, d) bool, the true graph
+) -> dict[str, list]:  # bin, count, predicted, observed, as `reliability_counts` gives them
+    "The counts behind the reliability curve of a posterior, for its record."
+    return reliability_counts(*edge_entries(posterior.edge_probs, truth))
 
 # %% ../../nbs/metrics/23_summary.ipynb #a42281f3
 RESAMPLES = 2000  # enough that the quantiles of the mean move by about a hundredth of the interval
@@ -120,27 +160,75 @@ def _mean_of_defined(values: Sequence[float | None]) -> float | None:
     defined = [v for v in values if v is not None]
     return sum(defined)/len(defined) if defined else None
 
-def _grouped(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], dict[tuple[str, int], dict[Any, Mapping[str, float | None]]]]:
-    "(model, family) -> task -> training seed -> metrics; a record that occurs twice is an `InputError`."
-    groups: dict[tuple[str, str], dict[tuple[str, int], dict[Any, Mapping[str, float | None]]]] = {}
+def _grouped(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], dict[tuple[str, int], dict[Any, Mapping[str, Any]]]]:
+    "(model, family) -> task -> training seed -> record; a record that occurs twice is an `InputError`."
+    groups: dict[tuple[str, str], dict[tuple[str, int], dict[Any, Mapping[str, Any]]]] = {}
     for r in records:
         seeds = groups.setdefault((r["model"], r["family"]), {}).setdefault((r["seed_list"], r["index"]), {})
         if r["training_seed"] in seeds:
             task = f"{r['seed_list']}/{r['family']}/{r['index']}"
             raise InputError(f"records: model '{r['model']}', training seed {r['training_seed']}, task {task} occurs twice; allowed: once.")
-        seeds[r["training_seed"]] = r["metrics"]
+        seeds[r["training_seed"]] = r
     return groups
 
-# %% ../../nbs/metrics/23_summary.ipynb #e0b4e1ce
+def _of_tasks(tasks: Mapping[Any, Mapping[Any, Mapping[str, Any]]], name: str) -> list[float | None]:
+    "A metric of each task, averaged over training seeds."
+    return [_mean_of_defined([r["metrics"].get(name) for r in seeds.values()]) for seeds in tasks.values()]
+
+# %% ../../nbs/metrics/23_summary.ipynb #4d3c37ef
+POOLED_RESAMPLES = 200  # of the tables of a family
+
+def bootstrap_ece(
+    tables: Tensor,  # (T, 3, GRID) counts of T tasks, as `counts_table` gives them
+    seed: int = 0,  # of the resampling
+) -> dict[str, float | int | None]:  # mean (the error of all entries together), low and high (95%), n tasks
+    "Pooled calibration error with a basic-bootstrap interval over tasks."
+    n = len(tables)
+    if n == 0: return {"mean": None, "low": None, "high": None, "n": 0}
+    error = float(pooled_ece(tables.sum(0)))
+    if n == 1: return {"mean": error, "low": None, "high": None, "n": 1}
+    weights = torch.from_numpy(_resampling_weights(n, seed)[:POOLED_RESAMPLES])
+    resampled = pooled_ece((weights@tables.flatten(1)).unflatten(1, (3, GRID)))
+    low, high = (2*error - np.quantile(resampled.numpy(), [.975, .025])).tolist()
+    return {"mean": error, "low": min(max(low, 0.), error), "high": max(high, error), "n": n}
+
+# %% ../../nbs/metrics/23_summary.ipynb #63e607e9
+def bootstrap_ood(
+    id_entropies: Sequence[float],  # mean edge entropy of each task in distribution
+    other_entropies: Sequence[float],  # and of each task of the family
+    seed: int = 0,  # of the resampling
+) -> dict[str, float | int | None]:  # mean (the AUROC), low and high (95%), n tasks of the family
+    "AUROC of entropy as a detector of a family, with a percentile-bootstrap interval over the tasks of both."
+    known, other = (torch.tensor(sorted(v), dtype=torch.float64) for v in (id_entropies, other_entropies))
+    summary = {"mean": ood_auroc(known, other), "low": None, "high": None, "n": len(other)}
+    if min(len(known), len(other)) < 2: return summary
+    more = (other[:, None] > known).double() + (other[:, None] == known).double()/2
+    v, w = (torch.from_numpy(_resampling_weights(len(x), s)) for x, s in ((other, seed), (known, seed + 1)))
+    low, high = np.quantile(((v@more)*w).sum(1).clamp(0, 1).numpy(), [.025, .975])
+    return summary | {"low": float(low), "high": float(high)}
+
+# %% ../../nbs/metrics/23_summary.ipynb #1ee1ba20
+def _pooled(tasks: Mapping[Any, Mapping[Any, Mapping[str, Any]]], seed: int) -> dict[str, float | int | None] | None:
+    "`bootstrap_ece` of the tasks that have counts, those of all training seeds added up; None where none has."
+    found = [[r["reliability"] for r in seeds.values() if r.get("reliability")] for _, seeds in sorted(tasks.items())]
+    tables = [counts_table(counts).sum(0) for counts in found if counts]
+    return bootstrap_ece(torch.stack(tables), seed) if tables else None
+
 def summarise(
     records: Iterable[Mapping[str, Any]],  # as in metrics_raw.json
     seed: int = 0,  # of the bootstrap
+    id_families: Sequence[str] = (),  # the families in distribution; none: no `ood_auroc` is given
 ) -> dict[str, dict[str, dict[str, dict[str, float | int | None]]]]:  # model -> family -> metric -> mean, low, high, n
     "The `models` part of metrics_summary.json."
     summary: dict[str, dict[str, dict[str, dict[str, float | int | None]]]] = {}
-    for (model, family), tasks in _grouped(records).items():
-        names = dict.fromkeys(name for seeds in tasks.values() for metrics in seeds.values() for name in metrics)
-        summary.setdefault(model, {})[family] = {
-            name: bootstrap_mean([_mean_of_defined([m.get(name) for m in seeds.values()]) for seeds in tasks.values()], seed)
-            for name in names}
+    groups = _grouped(records)
+    entropies = {key: [v for v in _of_tasks(tasks, "edge_entropy") if v is not None] for key, tasks in groups.items()}
+    for (model, family), tasks in groups.items():
+        names = dict.fromkeys(name for seeds in tasks.values() for r in seeds.values() for name in r["metrics"])
+        found = {name: bootstrap_mean(_of_tasks(tasks, name), seed) for name in names}
+        if (pooled := _pooled(tasks, seed)) is not None: found["ece_pooled"] = pooled
+        if id_families:
+            known = [v for f in dict.fromkeys(id_families) for v in entropies.get((model, f), [])]
+            found["ood_auroc"] = bootstrap_ood(known, entropies[model, family], seed)
+        summary.setdefault(model, {})[family] = found
     return summary

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +28,10 @@ from ..datasets.graphs import is_dag
 from ..datasets.validation import InputError, Strict, one_of, parse
 
 # %% auto #0
-__all__ = ['LOG_PROBS', 'MODELS', 'Budget', 'Clock', 'within', 'Posterior', 'from_graphs', 'log_prob', 'bernoulli_log_prob',
-           'local_scores_log_prob', 'permutation_mixture_log_prob', 'save_posterior', 'load_posterior', 'to_frame',
-           'to_networkx', 'Loss', 'AmortisedModel', 'ExplicitModel', 'one_task', 'complete', 'pair_mask', 'ModelEntry',
-           'register', 'build_model', 'Sized']
+__all__ = ['LOG_PROBS', 'MODELS', 'Budget', 'Clock', 'within', 'Posterior', 'from_graphs', 'log_probs', 'log_prob',
+           'bernoulli_log_prob', 'local_scores_log_prob', 'permutation_mixture_log_prob', 'save_posterior',
+           'load_posterior', 'to_frame', 'to_networkx', 'Loss', 'AmortisedModel', 'ExplicitModel', 'one_task',
+           'complete', 'pair_mask', 'ModelEntry', 'register', 'build_model', 'Sized']
 
 # %% ../../nbs/models/10_base.ipynb #4412a151
 @dataclass(frozen=True)
@@ -167,55 +168,66 @@ def from_graphs(
     return Posterior(edge_probs, graphs, log_weights, parameters, dict(info or {}), list(names) if names is not None else None)
 
 # %% ../../nbs/models/10_base.ipynb #d133c02a
-LOG_PROBS: dict[str, Callable[[Posterior, Tensor], float]] = {}  # name of a closed form -> log p(graph), nats
+LOG_PROBS: dict[str, Callable[[Posterior, Tensor], Tensor]] = {}  # name of a closed form -> log p of (..., d, d) graphs, nats
+
+def log_probs(
+    posterior: Posterior,  # whose info["log_prob"] names the formula
+    graphs: Tensor,  # (..., d, d) bool
+) -> Tensor | None:  # (...) float64, nats; None where the posterior has no closed form
+    "The log-probability of each graph under a posterior."
+    name, shape = posterior.info.get("log_prob"), tuple(posterior.edge_probs.shape)
+    if name is None: return None
+    if graphs.shape[-2:] != shape: raise InputError(f"log_prob: the graph has shape {tuple(graphs.shape[-2:])}; it must be {shape}.")
+    return LOG_PROBS[one_of(name, LOG_PROBS, "log_prob formula")](posterior, graphs.bool().to(posterior.edge_probs.device))
 
 def log_prob(
     posterior: Posterior,  # whose info["log_prob"] names the formula
     graph: Tensor,  # (d, d) bool
 ) -> float | None:  # nats; None where the posterior has no closed form
     "The log-probability of one graph under a posterior."
-    name = posterior.info.get("log_prob")
-    if name is None: return None
-    if graph.shape != posterior.edge_probs.shape: raise InputError(f"log_prob: the graph has shape {tuple(graph.shape)}; it must be {tuple(posterior.edge_probs.shape)}.")
-    return float(LOG_PROBS[one_of(name, LOG_PROBS, "log_prob formula")](posterior, graph.bool().to(posterior.edge_probs.device)))
+    if graph.ndim != 2: raise InputError(f"log_prob: the graph has shape {tuple(graph.shape)}; it must be {tuple(posterior.edge_probs.shape)}.")
+    value = log_probs(posterior, graph)
+    return None if value is None else float(value)
 
 # %% ../../nbs/models/10_base.ipynb #879cc1fc
 def bernoulli_log_prob(
     posterior: Posterior,  # parameters: edge_logits (d, d), else the edge_probs
-    graph: Tensor,  # (d, d) bool
-) -> float:  # nats
+    graphs: Tensor,  # (..., d, d) bool
+) -> Tensor:  # (...) float64, nats
     "Independent edges: a sum of d(d-1) Bernoulli terms."
-    off = ~torch.eye(posterior.d, dtype=torch.bool, device=graph.device)
+    off = ~torch.eye(posterior.d, dtype=torch.bool, device=graphs.device)
     kept = (posterior.parameters or {}).get("edge_logits")
     logits = (kept if kept is not None else posterior.edge_probs.double().logit()).double()
-    return float(F.logsigmoid(torch.where(graph, logits, -logits))[off].sum())
+    return F.logsigmoid(torch.where(graphs, logits, -logits))[..., off].sum(-1)
 
 LOG_PROBS["bernoulli"] = bernoulli_log_prob
 
 # %% ../../nbs/models/10_base.ipynb #9949d34b
 def local_scores_log_prob(
     posterior: Posterior,  # parameters: local_scores (d, 2^d), log_normaliser (), both nats
-    graph: Tensor,  # (d, d) bool
-) -> float:  # nats; -inf for a cyclic graph
+    graphs: Tensor,  # (..., d, d) bool
+) -> Tensor:  # (...) float64, nats; -inf for a cyclic graph
     "A decomposable score over DAGs, normalised."
-    if not is_dag(graph): return -float("inf")
-    column = (graph.long() << torch.arange(posterior.d, device=graph.device)[:, None]).sum(0)
-    scores = posterior.parameters["local_scores"].gather(1, column[:, None]).sum()
-    return float(scores - posterior.parameters["log_normaliser"])
+    nodes = torch.arange(posterior.d, device=graphs.device)
+    column = (graphs.long() << nodes[:, None]).sum(-2)  # (..., d)
+    scores = posterior.parameters["local_scores"].double()[nodes, column].sum(-1) - posterior.parameters["log_normaliser"].double()
+    return scores.masked_fill(~is_dag(graphs), -float("inf"))
 
 LOG_PROBS["local_scores"] = local_scores_log_prob
 
 # %% ../../nbs/models/10_base.ipynb #f725314c
 def permutation_mixture_log_prob(
     posterior: Posterior,  # parameters: edge_logits (d, d), positions (S, d): the place of each node in each sampled order
-    graph: Tensor,  # (d, d) bool
-) -> float:  # nats; -inf where no sampled order allows the graph
-    "A mixture over orders of independent edges that respect the order."
+    graphs: Tensor,  # (..., d, d) bool
+) -> Tensor:  # (...) float64, nats; -inf where no sampled order allows the graph
+    "A mixture over orders of independent edges that respect the order: O(S d^2) for each graph."
     logits, positions = posterior.parameters["edge_logits"].double(), posterior.parameters["positions"].long()
-    allowed = positions[:, :, None] < positions[:, None, :]  # (S, d, d)
-    forbidden = (graph & ~allowed).any(-1).any(-1)
-    terms = F.logsigmoid(torch.where(graph, logits, -logits)).where(allowed, 0.).sum((-1, -2)).masked_fill(forbidden, -float("inf"))
-    return float(terms.logsumexp(0)) - float(torch.tensor(float(len(positions))).log())
+    allowed = (positions[:, :, None] < positions[:, None, :]).flatten(1).double()  # (S, d*d)
+    terms = F.logsigmoid(torch.where(graphs, logits, -logits)).flatten(-2)  # (..., d*d)
+    never = terms == -float("inf")  # a sure edge that is absent, or one that cannot be and is there
+    forbidden = graphs.flatten(-2).double()@(1 - allowed).T + never.double()@allowed.T > 0
+    per_order = (terms.masked_fill(never, 0.)@allowed.T).masked_fill(forbidden, -float("inf"))  # (..., S)
+    return per_order.logsumexp(-1) - math.log(len(positions))
 
 LOG_PROBS["permutation_mixture"] = permutation_mixture_log_prob
 

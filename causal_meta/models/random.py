@@ -59,14 +59,14 @@ MAX_COUNTED_NODES = 16
 
 def random_order_log_prob(
     posterior: Posterior,  # parameters: p (), the probability that a pair is joined
-    graph: Tensor,  # (d, d) bool
-) -> float:  # nats; -inf for a cyclic graph
+    graphs: Tensor,  # (..., d, d) bool
+) -> Tensor:  # (...) float64, nats; -inf for a cyclic graph
     "log p(graph) of an Erdős-Rényi DAG."
     d, p = posterior.d, posterior.parameters["p"].double()
-    orders, present = float(count_orders(graph.cpu()[None])), graph.sum()
-    if orders == 0: return -math.inf
-    absent = d * (d - 1) // 2 - present
-    return math.log(orders) - math.lgamma(d + 1) + float(torch.xlogy(present, p) + torch.xlogy(absent, 1 - p))
+    orders = count_orders(graphs.cpu().reshape(-1, d, d)).double().reshape(graphs.shape[:-2]).to(p.device)
+    present = count_edges(graphs).to(p.device)
+    absent = (d * (d - 1) // 2 - present).clamp(min=0)  # a graph with more edges is cyclic
+    return orders.log() - math.lgamma(d + 1) + torch.xlogy(present, p) + torch.xlogy(absent, 1 - p)
 
 LOG_PROBS["random_order"] = random_order_log_prob
 
@@ -120,10 +120,10 @@ def prior_edge_probs(
 # %% ../../nbs/models/19_random.ipynb #ab9e9c2b
 def uniform_log_prob(
     posterior: Posterior,  # parameters: log_count (), the logarithm of the number of DAGs
-    graph: Tensor,  # (d, d) bool
-) -> float:  # nats; -inf for a cyclic graph
+    graphs: Tensor,  # (..., d, d) bool
+) -> Tensor:  # (...) float64, nats; -inf for a cyclic graph
     "log p(graph) where all DAGs are equally probable."
-    return -float(posterior.parameters["log_count"]) if is_dag(graph) else -math.inf
+    return torch.where(is_dag(graphs), -posterior.parameters["log_count"].double().to(graphs.device), -math.inf)
 
 LOG_PROBS["uniform"] = uniform_log_prob
 
