@@ -213,7 +213,8 @@ def infer(
     for model, its_jobs in groupby(todo, lambda job: job.model):
         before = report.counts()
         with measured() as cost:
-            for done, job in enumerate(its_jobs, done + 1):
+            for job in its_jobs:
+                done += 1
                 path = run.artifact(job.model, job.family, job.index, job.seed_list)
                 report.add(str(path.relative_to(run.path)), desk.get(job.model, data[job.seed_list][job.position]))
                 if done == len(todo) or time.monotonic() - last > 5:

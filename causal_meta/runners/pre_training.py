@@ -28,7 +28,7 @@ from ..datasets.validation import InputError, one_of
 from ..models.base import AmortisedModel, build_model
 from .checkpoints import load_checkpoint, load_newest, save_checkpoint
 from .compute import add_cost, measuring
-from .config import BudgetedTraining, PreTraining, RunConfig, model_digest
+from .config import BudgetedTraining, RunConfig, model_digest
 from .distributed import Rank, any_rank, from_main, joined, sum_ranks, together
 from .runs import RunDir, append_line, exclusive, forked_from, truncate_log
 from .steps import check_step, compile_blocks, fewer_rows, gradients, micro_batches, nodes_at, of_nodes, precision, rows_at
