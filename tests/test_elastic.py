@@ -21,7 +21,7 @@ from causal_meta.runners import pre_training
 from causal_meta.runners.checkpoints import load_checkpoint, save_checkpoint, state_digest
 from causal_meta.runners.config import load_config
 from causal_meta.runners.distributed import Rank, joined
-from causal_meta.runners.pre_training import Preempted, begin, pre_train, state_of, take_best
+from causal_meta.runners.pre_training import Preempted, begin, best_model, pre_train, state_of, take_best
 from causal_meta.runners.runs import create_run, read_lines
 from causal_meta.runners.steps import gradients, micro_batches
 
@@ -122,6 +122,27 @@ def test_one_rank_then_two_then_one(tmp_path, model):
     if model == "avici":  # the multiplier follows the radius of the global batch, whatever the ranks
         duals = [load_checkpoint(run.checkpoints(model)/"last.pt")["model_state_dict"]["dual"].item() for run in (whole, parts)]
         assert duals[0] > .05 and abs(duals[0] - duals[1]) < 1e-3*duals[0]
+
+
+def test_ranks_agree_where_processor_seconds_end(tmp_path):
+    "One rank works harder than the other; what counts is their sum."
+    run = create_run(load_config({**BASE, "benchmark": "smoke-v1"}, ["budget.training_cpu_seconds=2", "pre_training.steps=100000", "pre_training.validate_every=100000"], name="limited"), tmp_path)
+    (first, spent, digest), (step, other, same) = together(train_until_spent, 2, run)
+    assert (first, spent, digest) == (step, other, same) and 2 <= spent < 10
+    facts = best_model(run, "avici")[1]["training"]
+    assert (facts["step"], facts["cpu_seconds"], facts["stopped_by"]) == (step, spent, "cpu_seconds")
+
+
+def train_until_spent(rank, run):
+    if rank.rank == 1:
+        own = pre_training.train_step
+        def slower(*given, **named):
+            until = time.process_time() + .1
+            while time.process_time() < until: pass
+            return own(*given, **named)
+        pre_training.train_step = slower
+    t = pre_train(run, "avici", rank)
+    return t.step, t.cpu_seconds, state_digest(t.model.state_dict())
 
 
 # ---- the best weights, everywhere

@@ -37,11 +37,12 @@ def same_end(one, other, model):
     "Everything that training leaves behind is equal, bit for bit; only the clock differs."
     for file in ("last.pt", "best.pt"):
         a, b = (load_checkpoint(r.checkpoints(model)/file) for r in (one, other))
-        for part in a.keys() - {"seconds", "cpu_seconds", "rng_state"}: assert state_digest(a[part]) == state_digest(b[part]), (file, part)
+        for part in a.keys() - PRICE: assert state_digest(a[part]) == state_digest(b[part]), (file, part)
     logs = [[{k: v for k, v in line.items() if "seconds" not in k} for line in read_lines(r.log("pre_training", model))] for r in (one, other)]
     assert logs[0] == logs[1]
 
 
+PRICE = {"seconds", "cpu_seconds", "peak_rss_bytes", "peak_device_bytes", "training", "rng_state"}  # what it took
 LONG = ["pre_training.steps=400", "pre_training.validate_every=100"]  # room for twenty interruptions on a fast machine
 
 

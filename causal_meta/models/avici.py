@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..datasets.graphs import is_dag
 from .attention import CHANNELS, Block, along, cell_inputs, full_precision, mask_or_none
-from .base import AmortisedModel, Budget, Loss, Posterior, Sized, complete, pair_mask, register, within
+from .base import AmortisedModel, Budget, Clock, Loss, Posterior, Sized, complete, in_pieces, pair_mask, register, within
 
 # %% auto #0
 __all__ = ['perron_weights', 'spectral_radius', 'CosineHead', 'AviciConfig', 'mean_bce', 'sample_edges', 'on_cycle',
@@ -167,8 +167,8 @@ class Avici(AmortisedModel):
     def posterior(self, data: Tensor, intervened: Tensor | None = None, *, node_mask: Tensor | None = None,
                   n_samples: int, generator: torch.Generator, budget: Budget | None = None) -> list[Posterior]:
         "Independent edges per task; with `acyclic`, samples that are DAGs."
-        n_samples, cut = within(budget, n_samples)
-        return avici_posteriors(self, *complete(data, intervened, node_mask), n_samples, generator, cut)
+        clock, (n_samples, cut) = (budget or Budget()).clock(), within(budget, n_samples)
+        return avici_posteriors(self, *complete(data, intervened, node_mask), n_samples, generator, clock, cut)
 
     def after_step(self, step: int, means: Mapping[str, float] | None = None) -> None:
         "Dual ascent on the multiplier of the acyclicity term; the radius is that of the global batch where its means are given."
@@ -207,19 +207,28 @@ def avici_posteriors(
     node_mask: Tensor,  # (B, d) bool
     n_samples: int,  # K
     generator: torch.Generator,
-    cut: str | None,  # the limit of the budget that was reached
+    clock: Clock,  # time for the batch
+    cut: str | None,  # "samples" where the budget has cut their number
 ) -> list[Posterior]:  # one per task, over its real nodes
     "Edge probabilities from the logits, and samples; dropout is off, and the mode of the model is as it was."
     was_training = model.training
     logits = model.eval().edge_logits(data, intervened, node_mask)
     model.train(was_training)
     probs = logits.sigmoid()
-    graphs = sample_edges(probs, n_samples, generator)
-    info = [{"model": "avici", "log_prob": "bernoulli", "stopped_by": cut, "cyclic_rate": rate} for rate in (~is_dag(graphs)).float().mean(-1).tolist()]
+    pieces, late = in_pieces(lambda k: _drawn(probs, k, generator, model.config.acyclic), n_samples, clock)
+    graphs, cyclic = (torch.cat([p[i] for p in pieces], 1) for i in (0, 1))
+    info = [{"model": "avici", "log_prob": "bernoulli", "stopped_by": late or cut, "cyclic_rate": rate} for rate in cyclic.float().mean(-1).tolist()]
     if model.config.acyclic:
-        graphs, repaired = sample_dags(probs, n_samples, generator)
+        repaired = sum(p[2] for p in pieces) / graphs.shape[1]
         for i, r in zip(info, repaired.tolist()): i |= {"log_prob": None, "repaired_rate": r}
     return [_avici_posterior(logits[b][m][:, m], graphs[b][:, m][:, :, m], i) for b, (m, i) in enumerate(zip(node_mask, info))]
+
+def _drawn(probs: Tensor, k: int, generator: torch.Generator, acyclic: bool) -> tuple[Tensor, Tensor, Tensor]:
+    "Graphs (B, k, d, d); (B, k) which graphs have cycles where nothing prevents them; (B,) the number of graphs whose cycles had to be broken."
+    graphs = sample_edges(probs, k, generator)
+    cyclic, repaired = ~is_dag(graphs), torch.zeros(len(probs))
+    if acyclic: graphs, repaired = sample_dags(probs, k, generator)
+    return graphs, cyclic, k * repaired
 
 def _avici_posterior(logits: Tensor, graphs: Tensor, info: dict) -> Posterior:
     "One task: analytic edge probabilities where edges are independent, else those of the acyclic samples."

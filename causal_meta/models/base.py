@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import networkx as nx
 import pandas as pd
@@ -28,8 +28,8 @@ from ..datasets.graphs import is_dag
 from ..datasets.validation import InputError, Strict, one_of, parse
 
 # %% auto #0
-__all__ = ['LOG_PROBS', 'MODELS', 'Budget', 'Clock', 'within', 'Posterior', 'from_graphs', 'log_probs', 'log_prob',
-           'bernoulli_log_prob', 'local_scores_log_prob', 'permutation_mixture_log_prob', 'save_posterior',
+__all__ = ['Piece', 'LOG_PROBS', 'MODELS', 'Budget', 'Clock', 'within', 'in_pieces', 'Posterior', 'from_graphs', 'log_probs',
+           'log_prob', 'bernoulli_log_prob', 'local_scores_log_prob', 'permutation_mixture_log_prob', 'save_posterior',
            'load_posterior', 'to_frame', 'to_networkx', 'Loss', 'AmortisedModel', 'ExplicitModel', 'one_task',
            'complete', 'pair_mask', 'ModelEntry', 'register', 'build_model', 'Sized']
 
@@ -78,6 +78,23 @@ def within(
     "How many samples to draw under `budget`."
     limit = budget.samples if budget is not None else None
     return (limit, "samples") if limit is not None and limit < n_samples else (n_samples, None)
+
+# %% ../../nbs/models/10_base.ipynb #b2cfff53
+Piece = TypeVar("Piece")
+
+def in_pieces(
+    draw: Callable[[int], Piece],  # draws so many samples
+    n_samples: int,  # in all
+    clock: Clock,
+    most: int = 500,  # samples of a piece
+) -> tuple[list[Piece], str | None]:  # at least one piece, and "seconds" where time was up before all were drawn
+    "Draw independent samples until there are enough or time is up."
+    if clock.budget.seconds is None: return [draw(n_samples)], None
+    pieces: list[Piece] = []
+    for first in range(0, n_samples, most):
+        if first and clock.stopped_by(): return pieces, "seconds"
+        pieces.append(draw(min(most, n_samples - first)))
+    return pieces, None
 
 # %% ../../nbs/models/10_base.ipynb #c81ee84a
 def _check_posterior(p: Posterior) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -218,6 +218,7 @@ class MarginalChains:
     penalty: float  # lambda
     config: BayesDAGConfig
     generator: torch.Generator
+    finish: ClassVar[float] = 1.  # what the mechanisms of a draw cost, as a share of a step
 
     def step(self) -> dict[str, Tensor]:
         "One sweep: a row of coins, then the order. What a draw consists of."
@@ -363,6 +364,7 @@ class JointChains:
     penalty: float  # lambda
     config: BayesDAGConfig
     generator: torch.Generator
+    finish: ClassVar[float] = 0.  # a draw has its mechanisms
 
     def batch(self) -> tuple[Tensor, Tensor, float]:
         "Some rows, and how many times more there are."
@@ -401,6 +403,12 @@ class Walk:
     steps: int  # done
     stopped_by: str | None  # the limit that cut it
 
+def _last_call(chains: MarginalChains | JointChains, wanted: int, clock: Clock, done: int) -> str | None:
+    "Whether what is left of a limit in seconds is needed for the mechanisms of the draws."
+    draws = min(wanted, math.ceil((1 - chains.config.burn_in) * done))
+    late = clock.budget.seconds is not None and clock.seconds * (1 + chains.finish * draws / done) >= clock.budget.seconds
+    return "seconds" if late else None
+
 def walk(
     chains: MarginalChains | JointChains,
     wanted: int,  # draws of each chain after burn-in
@@ -410,7 +418,7 @@ def walk(
     c = chains.config
     stride, kept, total, stopped = max(1, int((1 - c.burn_in) * c.steps) // wanted), [], 0., None
     for done in range(c.steps):
-        stopped = clock.stopped_by(steps=done) if done else None
+        stopped = (clock.stopped_by(steps=done) or _last_call(chains, wanted, clock, done)) if done else None
         if stopped: break
         draw = chains.step()
         if done % stride == 0: kept.append((done, total, draw))
@@ -455,14 +463,17 @@ def sample_mechanisms(
 ) -> tuple[Tensor, Tensor, Tensor]:  # weights (K, d, d), intercepts (K, d), noise sd (K, d); float64, in the units of m
     "One draw of the linear mechanisms of each graph from their posterior."
     draw, parts = lambda *s: torch.randn(*s, generator=generator, dtype=torch.float64), []
-    for some in graphs.double().split(256):  # d^3 numbers each
-        on, c = some.mT, m.cross * some.mT
-        root = torch.linalg.cholesky(precisions(m, some))
+    for some in graphs.split(256):  # d^3 numbers each
+        distinct, which = torch.unique(some, dim=0, return_inverse=True)
+        on, c = distinct.double().mT, m.cross * distinct.double().mT
+        root = torch.linalg.cholesky(precisions(m, on.mT))
         fitted = torch.cholesky_solve(c[..., None], root)[..., 0]
-        residual = m.cross.diagonal() + 1e-6 * m.rows + 1e-9 - (c * fitted).sum(-1)
+        residual = (m.cross.diagonal() + 1e-6 * m.rows + 1e-9 - (c * fitted).sum(-1))[which]
+        on, fitted = on[which], fitted[which]
         shape = ((m.rows - 1).clamp(min=1) / 2).expand_as(residual)
         sigma = (residual / 2 / torch._standard_gamma(shape.contiguous(), generator=generator)).sqrt()
-        spread = torch.linalg.solve_triangular(root.mT, draw(*on.shape, 1), upper=True)[..., 0]
+        pieces = zip(which.split(16), draw(*on.shape, 1).split(16))  # few enough to stay in the cache
+        spread = torch.cat([torch.linalg.solve_triangular(root.mT[w], z, upper=True)[..., 0] for w, z in pieces])
         weights = (fitted + sigma[..., None] * spread * on).mT
         mean = m.mean.expand(on.shape[-1], -1)
         intercepts = mean.diagonal() - (weights * mean.mT).sum(-2) + sigma * draw(*sigma.shape) / m.rows.clamp(min=1).sqrt()

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .attention import CHANNELS, Attention, Block, along, cell_inputs, full_precision, mask_or_none
-from .base import AmortisedModel, Budget, Loss, Posterior, Sized, complete, pair_mask, register, within
+from .base import AmortisedModel, Budget, Clock, Loss, Posterior, Sized, complete, in_pieces, pair_mask, register, within
 from .permutations import allowed_edges, best_positions, gumbel, position_scores, task_gumbel
 
 # %% auto #0
@@ -164,8 +164,8 @@ class BCNP(AmortisedModel):
     def posterior(self, data: Tensor, intervened: Tensor | None = None, *, node_mask: Tensor | None = None,
                   n_samples: int, generator: torch.Generator, budget: Budget | None = None) -> list[Posterior]:
         "Orders, then edges that respect them; every sample is a DAG."
-        n_samples, cut = within(budget, n_samples)
-        return bcnp_posteriors(self, *complete(data, intervened, node_mask), n_samples, generator, cut)
+        clock, (n_samples, cut) = (budget or Budget()).clock(), within(budget, n_samples)
+        return bcnp_posteriors(self, *complete(data, intervened, node_mask), n_samples, generator, clock, cut)
 
 # %% ../../nbs/models/12_bcnp.ipynb #a3d16383
 def bcnp_loss(
@@ -193,16 +193,19 @@ def bcnp_posteriors(
     node_mask: Tensor,  # (B, d) bool
     n_samples: int,  # K
     generator: torch.Generator,
-    cut: str | None,  # the limit of the budget that was reached
+    clock: Clock,  # time for the batch
+    cut: str | None,  # "samples" where the budget has cut their number
 ) -> list[Posterior]:  # one per task, over its real nodes
     "Sampled orders, edge probabilities given them, and graphs from the first K; the mode of the model is as it was."
     was_training = model.training
     scores, logits = model.eval().order_and_logits(data, intervened, node_mask)
     model.train(was_training)
-    B, d, S = *node_mask.shape, max(n_samples, model.config.orders)
-    positions = best_positions(scores[:, None] + gumbel((B, S, d, d), generator, data.device))
-    uniform = torch.rand((B, n_samples, d, d), generator=generator, device=generator.device).to(data.device)
-    info = {"model": "bcnp", "log_prob": "permutation_mixture", "stopped_by": cut, "orders": S}
+    B, d = node_mask.shape
+    def draw(k: int) -> Tensor: return best_positions(scores[:, None] + gumbel((B, k, d, d), generator, data.device))
+    pieces, late = in_pieces(draw, max(n_samples, model.config.orders), clock, 100)
+    positions = torch.cat(pieces, 1)
+    uniform = torch.rand((B, min(n_samples, positions.shape[1]), d, d), generator=generator, device=generator.device).to(data.device)
+    info = {"model": "bcnp", "log_prob": "permutation_mixture", "stopped_by": late or cut, "orders": positions.shape[1]}
     return [_bcnp_posterior(logits[b][m][:, m], positions[b][:, m], uniform[b][:, m][:, :, m], dict(info)) for b, m in enumerate(node_mask)]
 
 def _bcnp_posterior(logits: Tensor, positions: Tensor, uniform: Tensor, info: dict) -> Posterior:

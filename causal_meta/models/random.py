@@ -17,7 +17,7 @@ from ..datasets.networks import NetworkGraph
 from ..datasets.randomness import TaskStreams
 from ..datasets.structured_graphs import FixedGraph, GeometricGraph, GraphMixture, StochasticBlock, WattsStrogatz, block_probabilities, flat_components
 from ..datasets.validation import Strict
-from .base import LOG_PROBS, Budget, ExplicitModel, Posterior, one_task, register, within
+from .base import LOG_PROBS, Budget, ExplicitModel, Posterior, in_pieces, one_task, register, within
 from .subset_dp import count_orders
 
 # %% auto #0
@@ -149,13 +149,14 @@ class Random(ExplicitModel):
         "Random DAGs on the columns of data (n, d)."
         data, _ = one_task(data, intervened, "random", min_rows=1)
         if self.config.graph is not None: return self.of_family(data.shape[-1], n_samples, generator, budget)
-        n_samples, stopped_by = within(budget, n_samples)
+        clock, (n_samples, cut) = (budget or Budget()).clock(), within(budget, n_samples)
         d = data.shape[-1]
         p = self.config.pair_probability(d)
         edge_probs = torch.full((d, d), p / 2, dtype=torch.float64).fill_diagonal_(0)
         log_prob, parameters = closed_form(None, p, d)
-        info = {"model": "random", "log_prob": log_prob, "stopped_by": stopped_by}
-        return Posterior(edge_probs, random_dags(n_samples, d, p, generator).cpu(), None, parameters, info)
+        pieces, late = in_pieces(lambda k: random_dags(k, d, p, generator).cpu(), n_samples, clock, PIECE)
+        info = {"model": "random", "log_prob": log_prob, "stopped_by": late or cut}
+        return Posterior(edge_probs, torch.cat(pieces), None, parameters, info)
 
     def of_family(self, d: int, n_samples: int, generator: torch.Generator, budget: Budget | None) -> Posterior:
         "DAGs of the family that is configured, in pieces, until a limit is reached."

@@ -5,16 +5,19 @@
 # %% ../../nbs/runners/31a_compute.ipynb #b9e1212d
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 
 # %% auto #0
-__all__ = ['reset_peak', 'peak_rss', 'measured']
+__all__ = ['UNDER_WAY', 'SUMMED', 'PEAKS', 'reset_peak', 'peak_rss', 'cpu_seconds', 'measuring', 'measured', 'add_cost']
 
 # %% ../../nbs/runners/31a_compute.ipynb #90e99182
 def reset_peak() -> bool:
@@ -31,17 +34,66 @@ def peak_rss() -> int:
     except OSError: pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == "darwin" else 1024)
 
-# %% ../../nbs/runners/31a_compute.ipynb #a18a2983
+# %% ../../nbs/runners/31a_compute.ipynb #8b8b0951
+def cpu_seconds(
+    children: bool = False,  # whether to count the processes that this one has started (by `multiprocessing`, or waited for), too
+) -> float:  # user and system time of all threads
+    "Processor seconds since this process began."
+    own = time.process_time()
+    if not children: return own
+    for child in multiprocessing.active_children():  # asked first: one that ends meanwhile is counted as ended
+        try: own += sum(psutil.Process(child.pid).cpu_times()[:2])
+        except psutil.Error: pass
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own + ended.ru_utime + ended.ru_stime
+
+# %% ../../nbs/runners/31a_compute.ipynb #f547db23
+UNDER_WAY: list[dict[str, int]] = []  # peaks of the measurements of this process, which share one mark
+
+def _note_peaks() -> None:
+    "Tell all measurements under way how high the marks have come."
+    now = {"peak_rss_bytes": peak_rss(), "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0}
+    for peaks in UNDER_WAY: peaks.update({k: max(v, peaks.get(k, 0)) for k, v in now.items()})
+
 @contextmanager
-def measured():
+def measuring(
+    children: bool = False,  # whether to count the processor seconds of child processes, too
+) -> Iterator[Callable[[], dict[str, float | int]]]:  # tells the cost so far
+    "Measure the body while it runs: `seconds`, `cpu_seconds`, `peak_rss_bytes` and `peak_device_bytes`."
+    _note_peaks()
+    reset_peak()
+    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
+    peaks: dict[str, int] = {}
+    UNDER_WAY.append(peaks)
+    wall, cpu = time.perf_counter(), cpu_seconds(children)
+    def so_far() -> dict[str, float | int]:
+        seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": cpu_seconds(children) - cpu}
+        _note_peaks()
+        return seconds | peaks
+    try: yield so_far
+    finally: UNDER_WAY[:] = [p for p in UNDER_WAY if p is not peaks]
+
+@contextmanager
+def measured(
+    children: bool = False,  # as in `measuring`
+) -> Iterator[dict[str, float | int]]:  # filled at the end
     "Measure the body: a dict that holds `seconds`, `cpu_seconds`, `peak_rss_bytes` and `peak_device_bytes` after it."
     cost: dict[str, float | int] = {}
-    device = torch.cuda.is_available()
-    if device: torch.cuda.reset_peak_memory_stats()
-    reset_peak()
-    wall, cpu = time.perf_counter(), time.process_time()
-    try: yield cost
-    finally:
-        if device: torch.cuda.synchronize()
-        cost.update(seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu, peak_rss_bytes=peak_rss(),
-                    peak_device_bytes=torch.cuda.max_memory_allocated() if device else 0)
+    with measuring(children) as so_far:
+        try: yield cost
+        finally:
+            if torch.cuda.is_available(): torch.cuda.synchronize()
+            cost.update(so_far())
+
+# %% ../../nbs/runners/31a_compute.ipynb #ce0a4d2c
+SUMMED, PEAKS = ("seconds", "cpu_seconds"), ("peak_rss_bytes", "peak_device_bytes")
+
+def add_cost(
+    *costs: Mapping[str, float | int | None],  # from `measured`; other keys are left out
+) -> dict[str, float | int | None]:  # sums of seconds, largest of peaks; zeros if there are none
+    "What pieces of work cost together."
+    total: dict[str, float | int | None] = {}
+    for key in SUMMED + PEAKS:
+        values = [c.get(key) for c in costs]
+        total[key] = None if None in values else sum(values) if key in SUMMED else max(values, default=0)
+    return total

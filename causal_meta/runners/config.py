@@ -29,8 +29,8 @@ from ..datasets.validation import InputError, Strict, one_of, parse
 from ..models.base import MODELS, Budget
 
 # %% auto #0
-__all__ = ['HOW_ONLY', 'PreTraining', 'Tuning', 'ModelSpec', 'BudgetConfig', 'RunConfig', 'check', 'shipped_configs', 'read_yaml',
-           'override', 'load_config', 'digest', 'model_facts', 'model_digest']
+__all__ = ['HOW_ONLY', 'PreTraining', 'Tuning', 'ModelSpec', 'BudgetConfig', 'BudgetedTraining', 'under_budget', 'RunConfig',
+           'check', 'shipped_configs', 'read_yaml', 'override', 'load_config', 'digest', 'model_facts', 'model_digest']
 
 # %% ../../nbs/runners/30_config.ipynb #a998a9aa
 class PreTraining(Strict):
@@ -98,12 +98,39 @@ class ModelSpec(Strict):
 
 # %% ../../nbs/runners/30_config.ipynb #fe28347d
 class BudgetConfig(Strict):
-    "Bounds on one posterior; none by default."
+    "Bounds on one posterior, and on the pre-training of each amortised model; none by default."
     seconds: float | None = Field(None, gt=0, description="wall seconds for each posterior")
     steps: int | None = Field(None, ge=1, description="optimiser or chain steps for each posterior")
     samples: int | None = Field(None, ge=1, description="graphs for each posterior; the benchmark's posterior_samples if unset")
+    training_tasks: int | None = Field(None, ge=1, description="simulated tasks to pre-train each amortised model on; decides its steps")
+    training_cpu_seconds: float | None = Field(None, gt=0, description="processor seconds to pre-train each amortised model, over all ranks, simulating processes and sessions")
 
-    def budget(self) -> Budget: return Budget(seconds=self.seconds, steps=self.steps, samples=self.samples)
+    def budget(self) -> Budget: return Budget(**self.of_posterior())
+    def of_posterior(self) -> dict[str, float | int | None]:
+        "What a posterior depends on."
+        return self.model_dump(mode="json", include={"seconds", "steps", "samples"})
+
+# %% ../../nbs/runners/30_config.ipynb #8502237b
+class BudgetedTraining(PreTraining):
+    "The settings of one model's pre-training, with the run's budget in them."
+    tasks: int | None = Field(None, description="the budget of tasks that `steps` comes from")
+    cpu_seconds: float | None = Field(None, description="the budget of processor seconds")
+
+def under_budget(
+    how: PreTraining,
+    budget: BudgetConfig,
+    where: str,  # models.<name>, for messages
+    steps: int | None = None,  # that the model's own settings ask for
+) -> BudgetedTraining:
+    "Put a run's budget into the settings of a pre-training, or raise an `InputError` where they contradict each other."
+    values, tasks = how.model_dump() | {"cpu_seconds": budget.training_cpu_seconds}, budget.training_tasks
+    if how.nodes_first and budget.training_cpu_seconds:
+        raise InputError(f"{where}: nodes_first counts steps, which budget.training_cpu_seconds does not know beforehand; use budget.training_tasks.")
+    if tasks is None: return BudgetedTraining(**values)
+    if tasks % how.global_batch: raise InputError(f"{where}: budget.training_tasks is {tasks}; it must be a multiple of the model's global_batch, {how.global_batch}.")
+    if steps not in (None, tasks//how.global_batch):
+        raise InputError(f"{where}.pre_training.steps is {steps}, but budget.training_tasks gives {tasks//how.global_batch}; leave one of them out.")
+    return BudgetedTraining(**values | {"steps": tasks//how.global_batch, "tasks": tasks})
 
 # %% ../../nbs/runners/30_config.ipynb #772af0df
 class RunConfig(Strict):
@@ -119,9 +146,11 @@ class RunConfig(Strict):
     pre_training: PreTraining = PreTraining()
     budget: BudgetConfig = BudgetConfig()
 
-    def training_of(self, model: str) -> PreTraining:
-        "The pre-training settings of one model of this run."
-        return parse(PreTraining, {**self.pre_training.model_dump(), **self.models[model].pre_training}, f"models.{model}.pre_training")
+    def training_of(self, model: str) -> BudgetedTraining:
+        "The pre-training settings of one model of this run, under its budget."
+        own = self.models[model].pre_training
+        how = parse(PreTraining, {**self.pre_training.model_dump(), **own}, f"models.{model}.pre_training")
+        return under_budget(how, self.budget, f"models.{model}", own.get("steps"))
 
     def of_kind(self, kind: str) -> list[str]:
         "The names of this run's models of one kind: amortised or explicit."
@@ -132,12 +161,12 @@ def check(
     config: RunConfig,  # a parsed configuration
     where: str = "configuration",  # the file, for the message
 ) -> RunConfig:  # the same, if every model's own settings are valid too
-    "Check what the schema cannot see: each model's own settings, and its overrides of pre-training."
+    "Check what the schema cannot see: each model's own settings, its overrides of pre-training, and its budget."
     for name, spec in config.models.items():
         if "/" in name or not name: raise InputError(f"{where}: the model name '{name}' must not be empty or hold a '/'.")
         for choice in spec.tune.grid if spec.tune else [{}]: parse(MODELS[spec.type].config_class, {**spec.config, **choice}, f"{where}: models.{name}.config")
         if spec.tune and spec.kind != "explicit": raise InputError(f"{where}: models.{name}.tune is for explicit models; '{spec.type}' is pre-trained.")
-        config.training_of(name)
+        if spec.kind == "amortised" or spec.pre_training: config.training_of(name)
     return config
 
 # %% ../../nbs/runners/30_config.ipynb #4f334f40
@@ -213,7 +242,8 @@ def model_facts(
     facts = {"type": spec.type, "config": parse(MODELS[spec.type].config_class, spec.config, model).model_dump(mode="json"),
              "training_seed": config.training_seed, "benchmark": config.benchmark}
     if spec.kind == "amortised":
-        facts["pre_training"] = {k: v for k, v in config.training_of(model).model_dump().items() if k not in HOW_ONLY}
+        how = config.training_of(model).model_dump()
+        facts["pre_training"] = {k: v for k, v in how.items() if k not in HOW_ONLY and (v is not None or k in PreTraining.model_fields)}
     return facts
 
 def model_digest(

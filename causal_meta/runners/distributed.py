@@ -17,7 +17,7 @@ import torch.distributed as dist
 from ..datasets.validation import InputError
 
 # %% auto #0
-__all__ = ['Rank', 'rank_of', 'joined', 'average_gradients', 'from_main', 'together', 'any_rank']
+__all__ = ['Rank', 'rank_of', 'joined', 'average_gradients', 'from_main', 'sum_ranks', 'together', 'any_rank']
 
 # %% ../../nbs/runners/33_distributed.ipynb #60e36032
 @dataclass(frozen=True)
@@ -96,6 +96,16 @@ def from_main(
     word = torch.tensor(value, dtype=torch.float64, device=rank.device)
     dist.broadcast(word, 0)
     return word.item()
+
+def sum_ranks(
+    value: float,  # this rank's
+    rank: Rank,  # who this process is
+) -> float:  # of all ranks: the same number on each
+    "What all ranks have spent, say."
+    if rank.world_size == 1: return value
+    word = torch.tensor(value, dtype=torch.float64, device=rank.device)
+    dist.all_reduce(word)
+    return from_main(word.item(), rank)
 
 def together(rank: Rank) -> None:
     "Wait until all ranks are here."

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +20,9 @@ from ..datasets.randomness import torch_generator
 from ..datasets.tasks import MetaFixedDataset, Task
 from ..datasets.validation import InputError, one_of, parse
 from ..models.base import MODELS, ExplicitModel, Posterior, build_model
-from .compute import measured
+from .compute import add_cost, measured
 from .config import RunConfig, digest
-from .runs import RunDir, environment, write_json
+from .runs import RunDir, append_line, environment, write_json
 from .tuning import tuned
 
 # %% auto #0
@@ -39,7 +40,7 @@ def provenance(
     "What decides the posterior of one task: the model with its settings, what the run asks of it, the benchmark, and the data. Training has no part in it."
     spec = config.models[model]
     full = parse(MODELS[spec.type].config_class, spec.config if settings is None else settings, model)
-    asked = {"budget": config.budget.model_dump(mode="json"), "samples": benchmark.posterior_samples, "seed": config.posterior_seed}
+    asked = {"budget": config.budget.of_posterior(), "samples": benchmark.posterior_samples, "seed": config.posterior_seed}
     return {"model_sha256": digest({"type": spec.type, "config": full.model_dump(mode="json")}), "config_sha256": digest(asked),
             "benchmark_sha256": benchmark.sha256(), "data_sha256": task.fingerprint}
 
@@ -182,6 +183,10 @@ class Report:
         else: getattr(self, outcome.how).append(f"{name}: {outcome.error}")
         if outcome.was not in ("", "missing"): self.redone.append(f"{name}: {outcome.was}")
 
+    def counts(self) -> dict[str, int]:
+        "How many posteriors were had in which way."
+        return {"computed": self.computed, "kept": self.kept, "refused": len(self.refused), "failed": len(self.failed)}
+
     def check(self) -> None:
         "Raise `Unfinished` with the list if something failed."
         if self.failed: raise Unfinished(f"{len(self.failed)} of the posteriors failed, and the rest is done: {'; '.join(self.failed)}")
@@ -191,23 +196,30 @@ class Report:
         for what in ("redone", "refused", "failed"): lines += [f"  {what} {line}" for line in getattr(self, what)]
         return "\n".join(lines)
 
+# %% ../../nbs/runners/35_inference.ipynb #bbff61bf
 def infer(
     run: RunDir,
     models: Sequence[str] | None = None,  # explicit models of the run; all of them if None
     shard: str = "0/1",  # the part of the work to do
     say: Callable[[str], None] = print,  # where progress goes
 ) -> Report:
-    "Compute what is missing, stale or damaged; a task that fails is reported, and the others go on."
+    "Compute what is missing, stale or damaged; a task that fails is reported, and the others go on. What it took becomes a line of logs/inference.jsonl."
     desk = Desk(run, say)
     explicit = desk.config.of_kind("explicit")
     models = [one_of(m, explicit, "explicit model of this run") for m in models] if models is not None else explicit
     data = {s: MetaFixedDataset(desk.benchmark, s, most=desk.config.tasks) for s in desk.config.seed_lists}
-    report, todo, begun = Report(), jobs(desk.config, desk.benchmark, models, shard), time.monotonic()
-    last = begun
-    for done, job in enumerate(todo, 1):
-        path = run.artifact(job.model, job.family, job.index, job.seed_list)
-        report.add(str(path.relative_to(run.path)), desk.get(job.model, data[job.seed_list][job.position]))
-        if done == len(todo) or time.monotonic() - last > 5:
-            last = time.monotonic()
-            say(f"inference {done}/{len(todo)}  {job.model}  {last - begun:.0f} s" + (f"  {len(report.failed)} failed" if report.failed else ""))
+    report, todo, costs, done = Report(), jobs(desk.config, desk.benchmark, models, shard), {}, 0
+    begun = last = time.monotonic()
+    for model, its_jobs in groupby(todo, lambda job: job.model):
+        before = report.counts()
+        with measured() as cost:
+            for job in its_jobs:
+                done += 1
+                path = run.artifact(job.model, job.family, job.index, job.seed_list)
+                report.add(str(path.relative_to(run.path)), desk.get(job.model, data[job.seed_list][job.position]))
+                if done == len(todo) or time.monotonic() - last > 5:
+                    last = time.monotonic()
+                    say(f"inference {done}/{len(todo)}  {job.model}  {last - begun:.0f} s" + (f"  {len(report.failed)} failed" if report.failed else ""))
+        costs[model] = {**cost, **{k: v - before[k] for k, v in report.counts().items()}}
+    append_line(run.path/"logs"/"inference.jsonl", {"shard": shard, "models": costs, **add_cost(*costs.values()), **report.counts()})
     return report

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,25 +27,27 @@ from ..datasets.streams import MetaIterableDataset, TaskBatch, validation_batche
 from ..datasets.validation import InputError, one_of
 from ..models.base import AmortisedModel, build_model
 from .checkpoints import load_checkpoint, load_newest, save_checkpoint
-from .config import PreTraining, RunConfig, model_digest
-from .distributed import Rank, any_rank, from_main, joined, together
+from .compute import add_cost, measuring
+from .config import BudgetedTraining, RunConfig, model_digest
+from .distributed import Rank, any_rank, from_main, joined, sum_ranks, together
 from .runs import RunDir, append_line, exclusive, forked_from, truncate_log
 from .steps import check_step, compile_blocks, fewer_rows, gradients, micro_batches, nodes_at, of_nodes, precision, rows_at
 
 # %% auto #0
-__all__ = ['IDENTITY', 'CRITERION', 'PATIENCE', 'schedule', 'seeded', 'new_model', 'Training', 'begin', 'state_of', 'restore',
-           'train_step', 'Criterion', 'validate', 'Preempted', 'stop_signals', 'board', 'threads', 'enough',
-           'train_batches', 'take_best', 'pre_train', 'load_model', 'best_model']
+__all__ = ['COST', 'IDENTITY', 'CRITERION', 'PATIENCE', 'schedule', 'seeded', 'new_model', 'Training', 'spent', 'begin',
+           'state_of', 'restore', 'reached', 'anneal', 'budget_end', 'train_step', 'Criterion', 'validate', 'Preempted',
+           'stop_signals', 'board', 'threads', 'stopped_by', 'enough', 'conclude', 'train_batches', 'take_best',
+           'pre_train', 'load_model', 'best_model']
 
 # %% ../../nbs/runners/34_pre_training.ipynb #e54f66db
 def schedule(
-    step: int,  # 0 … steps-1
+    step: float,  # 0 … steps-1; a budget may be spent between two
     steps: int,  # optimiser steps in all
     warmup: float,  # fraction of the steps over which the rate rises
 ) -> float:  # factor of the peak learning rate, in (0, 1]
     "Linear warm-up, then a cosine to zero (Loshchilov & Hutter 2017, without restarts)."
     rise = max(1, round(warmup*steps))
-    if step < rise: return (step + 1)/rise
+    if step < rise: return min(1., (step + 1)/rise)
     return .5*(1 + math.cos(math.pi*(step - rise + 1)/max(1, steps - rise + 1)))
 
 # %% ../../nbs/runners/34_pre_training.ipynb #13774470
@@ -82,8 +83,18 @@ class Training:
     best: dict[str, float] = field(default_factory=dict)
     usual: float | None = None  # running mean of the absolute loss, to know an explosion by
     seconds: float = 0.
-    cpu_seconds: float = 0.
+    cpu_seconds: float = 0.  # of all ranks and the processes that simulate for them
+    peak_rss_bytes: int = 0  # of rank 0
+    peak_device_bytes: int = 0  # of rank 0
     tasks_seen: int = 0
+
+COST = ("seconds", "cpu_seconds", "peak_rss_bytes", "peak_device_bytes", "tasks_seen")  # what training has cost so far, over all sessions
+
+def spent(
+    t: Training,
+) -> dict[str, float | int]:  # seconds, cpu_seconds, peak_rss_bytes, peak_device_bytes, tasks_seen
+    "What a training has cost so far."
+    return {k: getattr(t, k) for k in COST}
 
 def begin(
     config: RunConfig,  # a run
@@ -109,7 +120,7 @@ def state_of(
     "Everything that decides the steps to come."
     return {"facts": t.facts, "model_state_dict": t.model.state_dict(), "optimizer_state_dict": t.optimizer.state_dict(),
             "scheduler_state_dict": t.scheduler.state_dict(), "scaler_state_dict": {}, "step": t.step, "best": dict(t.best), "usual": t.usual,
-            "rng_state": torch.get_rng_state(), "seconds": t.seconds, "cpu_seconds": t.cpu_seconds, "tasks_seen": t.tasks_seen}
+            "rng_state": torch.get_rng_state(), **spent(t)}
 
 IDENTITY = ("model_digest", "benchmark_sha256")  # what a checkpoint's facts must have in common with a run
 
@@ -130,8 +141,8 @@ def restore(
     t.optimizer.load_state_dict(state["optimizer_state_dict"])
     t.scheduler.load_state_dict(state["scheduler_state_dict"])
     torch.set_rng_state(state["rng_state"].cpu())
-    t.step, t.best, t.usual, t.tasks_seen = state["step"], dict(state["best"]), state["usual"], state["tasks_seen"]
-    t.seconds, t.cpu_seconds = state["seconds"], state["cpu_seconds"]
+    t.step, t.best, t.usual = state["step"], dict(state["best"]), state["usual"]
+    for k in COST: setattr(t, k, state.get(k, 0))
     if changed:
         t.facts["forked_from"] = [*state["facts"].get("forked_from", []), state["facts"]["model_digest"]]
         if "benchmark_sha256" in changed: t.best = {}  # values on other tasks can't be compared
@@ -141,18 +152,44 @@ def restore(
     elif "forked_from" in state["facts"]: t.facts["forked_from"] = state["facts"]["forked_from"]
     return t
 
+# %% ../../nbs/runners/34_pre_training.ipynb #922410c0
+def reached(
+    t: Training,
+    how: BudgetedTraining,
+) -> float:  # 0 … how.steps; t.step itself where no processor seconds are set
+    "How far along a training is, in steps."
+    return t.step if how.cpu_seconds is None else max(t.step, how.steps*min(1., t.cpu_seconds/how.cpu_seconds))
+
+def anneal(
+    t: Training,  # whose learning rate is set for the next step
+    how: BudgetedTraining,
+) -> None:
+    "Let the learning rate follow the processor seconds, where they are limited."
+    if how.cpu_seconds is None: return
+    factor = schedule(reached(t, how), how.steps, how.warmup)
+    for group in t.optimizer.param_groups: group["lr"] = group["initial_lr"]*factor
+
+def budget_end(
+    t: Training,  # at the end of a step
+    how: BudgetedTraining,
+) -> str | None:  # "cpu_seconds", "tasks" or "steps"; None while there is budget left
+    "The limit that has been reached, if any."
+    if how.cpu_seconds is not None and t.cpu_seconds >= how.cpu_seconds: return "cpu_seconds"
+    if t.step >= how.steps: return "steps" if how.tasks is None else "tasks"
+    return None
+
 # %% ../../nbs/runners/34_pre_training.ipynb #b190f5b4
 def train_step(
     t: Training,  # changed in place
     share: Sequence[TaskBatch],  # this rank's share of the global batch, of one size each
-    how: PreTraining,  # clip, micro_batch and precision are used
+    how: BudgetedTraining,  # clip, micro_batch, precision, and what rows follow are used
     rank: Rank = Rank(),  # who this process is
     seed: int = 0,  # the training seed
     saved: str = "nothing is saved yet",  # where the last good weights are, should this step go wrong
 ) -> dict[str, float]:  # loss, its parts, and the gradient norm before clipping
     "One optimiser step; the dropout of a step depends on (seed, step, rank) alone. `Diverged` if it must not be taken."
     t.model.train()
-    share = [fewer_rows(batch, rows_at(t.step, how.steps, how.rows, how.rows_hold, batch.data.shape[1])) for batch in share]
+    share = [fewer_rows(batch, rows_at(reached(t, how), how.steps, how.rows, how.rows_hold, batch.data.shape[1])) for batch in share]
     with seeded(seed, f"training/rank{rank.rank}", t.step):
         means, of_task = gradients(t.model, micro_batches(share, how.micro_batch), rank, how.precision)
     norm = torch.nn.utils.clip_grad_norm_(t.model.parameters(), how.clip).item()
@@ -203,10 +240,10 @@ def stop_signals():
         for s, handler in old.items(): signal.signal(s, handler)
 
 # %% ../../nbs/runners/34_pre_training.ipynb #6a21ebca
-def _report(t: Training, how: PreTraining, line: dict, bar: tqdm) -> None:
+def _report(t: Training, how: BudgetedTraining, line: dict, bar: tqdm) -> None:
     "Say how it goes: on a terminal in the bar, elsewhere as a line at each validation."
     rate = t.tasks_seen/max(t.seconds, 1e-9)
-    left = (how.steps - t.step)*t.seconds/max(t.step, 1)
+    left = (how.steps - reached(t, how))*t.seconds/max(reached(t, how), 1)
     text = f"loss {line['loss']:.4f}" + "".join(f"  {k} {line[k]:.4f}" for k in ("val_loss",) if k in line) + f"  {rate:.0f} tasks/s"
     if not bar.disable: bar.set_postfix_str(text)
     elif "val_loss" in line: print(f"{t.facts['model']}  step {t.step}/{how.steps}  {text}  {left:.0f} s left", flush=True)
@@ -237,7 +274,7 @@ def threads(
     finally: torch.set_num_threads(old)
 
 # %% ../../nbs/runners/34_pre_training.ipynb #62bdd0c5
-def _validated(t: Training, line: dict, held_out: Sequence[TaskBatch], folder: Path, rank: Rank, how: PreTraining) -> None:
+def _validated(t: Training, line: dict, held_out: Sequence[TaskBatch], folder: Path, rank: Rank, how: BudgetedTraining) -> None:
     "Validate on rank 0, tell the others, and keep the weights if they are the best so far."
     line[CRITERION.name] = value = from_main(validate(t.model, held_out, how.precision) if rank.is_main else math.nan, rank)
     if CRITERION.name in t.best and not CRITERION.better(value, t.best[CRITERION.name]): return
@@ -246,17 +283,34 @@ def _validated(t: Training, line: dict, held_out: Sequence[TaskBatch], folder: P
 
 def _keep(t: Training, path: Path) -> None:
     "Save what is needed to use the model as it is now."
-    save_checkpoint(path, {"facts": t.facts, "model_state_dict": t.model.state_dict(), "step": t.step, "best": dict(t.best),
-                           "seconds": t.seconds, "cpu_seconds": t.cpu_seconds, "tasks_seen": t.tasks_seen})
+    save_checkpoint(path, {"facts": t.facts, "model_state_dict": t.model.state_dict(), "step": t.step, "best": dict(t.best), **spent(t)})
 
 # %% ../../nbs/runners/34_pre_training.ipynb #f63dcb74
+def stopped_by(
+    t: Training,  # at the end of a step
+    how: BudgetedTraining,
+) -> str | None:  # "steps", "tasks", "cpu_seconds" or "patience"; None if training goes on
+    "What ends training: a limit, or that the last `patience` validations brought nothing better. It depends on the state alone, so a resumed run stops where an undisturbed one does."
+    if limit := budget_end(t, how): return limit
+    waited = how.patience is not None and "step" in t.best and t.step - t.best["step"] >= how.patience*how.validate_every
+    return "patience" if waited else None
+
 def enough(
     t: Training,  # at the end of a step
-    how: PreTraining,
-) -> bool:  # whether training is over
-    "All steps are taken, or the last `patience` validations brought nothing better. It depends on the state alone, so a resumed run stops where an undisturbed one does."
-    if t.step >= how.steps: return True
-    return how.patience is not None and "step" in t.best and t.step - t.best["step"] >= how.patience*how.validate_every
+    how: BudgetedTraining,
+) -> bool:
+    "Whether training is over."
+    return stopped_by(t, how) is not None
+
+def conclude(
+    t: Training,  # at its end
+    folder: Path,  # checkpoints/<model>
+    how: BudgetedTraining,
+) -> None:
+    "Write into best.pt what the whole of training cost, which the step at which the best weights were found could not know, and what stopped it."
+    whole = {**spent(t), "step": t.step, "stopped_by": stopped_by(t, how)}
+    best = load_checkpoint(folder/"best.pt")
+    if best.get("training") != whole: save_checkpoint(folder/"best.pt", best | {"training": whole})
 
 PATIENCE = 30.  # seconds for which a simulating process goes on after SIGTERM
 
@@ -271,7 +325,7 @@ def _patient(_: int) -> None:
 
 def train_batches(
     benchmark: Benchmark,
-    how: PreTraining,  # global_batch, workers, steps and nodes_first are used
+    how: BudgetedTraining,  # global_batch, workers, steps and nodes_first are used
     rank: Rank,  # who this process is
     step: int,  # the first
     seed: int,  # the training seed
@@ -321,15 +375,18 @@ def _loop(run: RunDir, model: str, config: RunConfig, benchmark: Benchmark, rank
     held_out = [b.to(rank.device) for b in validation_batches(benchmark)] if rank.is_main and not enough(t, how) else []
     batches = train_batches(benchmark, how, rank, t.step, config.training_seed)
     bar = tqdm(total=how.steps, initial=t.step, desc=model, unit="step", disable=not (rank.is_main and sys.stderr.isatty()))
-    start, before = (time.perf_counter(), time.process_time()), (t.seconds, t.cpu_seconds)
+    before = spent(t)
     try:
-        with board(run.path/"logs"/"tensorboard"/model, how.tensorboard and rank.is_main, t.step) as draw, bar:
+        with board(run.path/"logs"/"tensorboard"/model, how.tensorboard and rank.is_main, t.step) as draw, bar, measuring(children=how.workers > 0) as so_far:
+            anneal(t, how)
             while not enough(t, how):
                 line = train_step(t, [batch.to(rank.device) for batch in next(batches)], how, rank, config.training_seed, saved)
-                t.seconds, t.cpu_seconds = before[0] + time.perf_counter() - start[0], before[1] + time.process_time() - start[1]
+                _charge(t, before, so_far(), rank)
+                anneal(t, how)
                 bar.update()
-                if t.step % how.validate_every == 0 or t.step == how.steps: _validated(t, line, held_out, folder, rank, how)
+                if t.step % how.validate_every == 0 or budget_end(t, how): _validated(t, line, held_out, folder, rank, how)
                 stop, last = any_rank(asked.is_set(), rank), enough(t, how)
+                if last: _charge(t, before, so_far(), rank)  # the validation that follows the last step
                 if rank.is_main and (t.step % how.log_every == 0 or "val_loss" in line):
                     append_line(log, {"step": t.step, "tasks": t.tasks_seen, "seconds": round(t.seconds, 3), "cpu_seconds": round(t.cpu_seconds, 3), **line})
                     draw(line, t.step)
@@ -340,8 +397,14 @@ def _loop(run: RunDir, model: str, config: RunConfig, benchmark: Benchmark, rank
                     saved = f"the last good checkpoint is '{folder/'last.pt'}', step {t.step}"
                 if stop and not last: raise Preempted(f"{model}: asked to stop; saved at step {t.step} of {how.steps}.")
     finally: batches.close()  # ends the processes that simulate, also when an exception keeps this frame
+    if rank.is_main: conclude(t, folder, how)
     together(rank)  # best.pt is written
     return take_best(t, folder, rank)
+
+def _charge(t: Training, before: Mapping[str, float | int], session: Mapping[str, float | int], rank: Rank) -> None:
+    "Add what this session has cost to what those before it did: the processor seconds of all ranks, and rank 0's wall seconds and memory."
+    cost = add_cost(before, {**session, "cpu_seconds": sum_ranks(session["cpu_seconds"], rank)})
+    for k, v in cost.items(): setattr(t, k, v)
 
 # %% ../../nbs/runners/34_pre_training.ipynb #4d2f21e7
 def load_model(
@@ -354,7 +417,7 @@ def load_model(
     except KeyError as e: raise InputError(f"checkpoint '{path}' holds no model ({e} is missing).") from None
     model = build_model(facts["model_type"], facts["model_config"]).to(device)
     model.load_state_dict(weights)
-    return model.eval(), {**facts, **{k: state[k] for k in ("step", "best", "seconds", "cpu_seconds", "tasks_seen") if k in state}}
+    return model.eval(), {**facts, **{k: state[k] for k in ("step", "best", *COST, "training") if k in state}}
 
 def best_model(
     run: RunDir,

@@ -67,7 +67,7 @@ def tuned(
     config, benchmark = run.config, run.benchmark()
     spec = config.models[model]
     if spec.tune is None: return spec.config
-    asked = digest({"type": spec.type, "config": spec.config, "tune": spec.tune.model_dump(mode="json"), "budget": config.budget.model_dump(mode="json"),
+    asked = digest({"type": spec.type, "config": spec.config, "tune": spec.tune.model_dump(mode="json"), "budget": config.budget.of_posterior(),
                     "seed": config.posterior_seed, "benchmark": benchmark.sha256()})
     path = run.path/"tuning"/f"{model}.json"
     with exclusive(run.path/"tuning", "tuning", wait=math.inf):
