@@ -15,7 +15,7 @@ from torch import Tensor
 from ..datasets.graphs import is_dag
 from ..datasets.tasks import InterventionalSet
 from ..datasets.validation import InputError
-from .graph import distinct
+from .expectations import distinct
 
 # %% auto #0
 __all__ = ['Scorer', 'LIKELIHOODS', 'Rows', 'unseen_rows', 'Regressions', 'regressions_of', 'Remembered', 'graph_log_densities',
