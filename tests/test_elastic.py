@@ -1,15 +1,12 @@
 "Several processes train one model: same tasks, same gradient, same curve; and when one fails, all end."
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
 from dataclasses import replace
-from queue import Empty
 
 import pytest
 import torch
@@ -24,38 +21,11 @@ from causal_meta.runners.distributed import Rank, joined
 from causal_meta.runners.pre_training import Preempted, begin, best_model, pre_train, state_of, take_best
 from causal_meta.runners.runs import create_run, read_lines
 from causal_meta.runners.steps import gradients, micro_batches
+from ranks import free_port, together
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["causal_meta.runners.pre_training"])
 BASE = {"name": "base", "benchmark": "audit-small-v1",
         "models": {"avici": {"type": "avici", "config": {"size": "tiny", "dual_every": 1, "dual_warmup": 1, "dual_rate": 0.1}}, "bcnp": {"type": "bcnp", "config": {"size": "tiny"}}},
         "pre_training": {"steps": 18, "global_batch": 8, "checkpoint_every": 100, "validate_every": 6, "log_every": 1, "threads": 1, "learning_rate": .003}}
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def together(target, world, *args, timeout=240):
-    "Run `target(rank, queue, *args)` in `world` processes, and give back what each put into the queue, by rank."
-    queue, env = PROCESSES.Queue(), {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    members = [PROCESSES.Process(target=_member, args=(target, Rank(r, r, world), env, queue, args)) for r in range(world)]
-    for p in members: p.start()
-    found, until = {}, time.monotonic() + timeout
-    while len(found) < world and time.monotonic() < until and not any(p.exitcode for p in members):
-        try: found |= [queue.get(timeout=.2)]
-        except Empty: pass
-    for p in members: p.join(timeout)
-    assert [p.exitcode for p in members] == [0]*world
-    return [found[r] for r in range(world)]
-
-
-def _member(target, rank, env, queue, args):
-    os.environ |= env
-    torch.set_num_threads(1)
-    queue.put((rank.rank, target(rank, *args)))
 
 
 # ---- one gradient
