@@ -27,7 +27,7 @@ from .collect import to_records
 from .tables import models_of
 from ..datasets.validation import InputError, one_of
 from ..metrics.calibration import Reliability, wilson_interval
-from ..metrics.summary import METRICS, summarise
+from ..metrics.summary import metric_info, summarise
 from ..models.base import Posterior
 
 # %% auto #0
@@ -69,7 +69,7 @@ def _intervals(results: pd.DataFrame | Mapping[str, Any], metric: str) -> Mappin
 
 def _metric_label(metric: str) -> str:
     "Name, unit and direction."
-    info = METRICS.get(metric)
+    info = metric_info(metric)
     if info is None: return metric
     unit = "" if info.unit == "1" else f" ({info.unit})"
     return f"{metric}{unit}" + ("" if info.direction == "none" else f", {info.direction} is better")
@@ -78,7 +78,7 @@ def _metric_label(metric: str) -> str:
 @styled
 def plot_metric(
     results: pd.DataFrame | Mapping[str, Any],  # what `collect` gives, or metrics_summary.json (or its "models" part)
-    metric: str,  # a key of METRICS
+    metric: str,  # a name in the results
     families: Sequence[str] | None = None,  # which, from top to bottom; None: all
     models: Sequence[str] | None = None,  # which; None: all
     ax: Axes | None = None,

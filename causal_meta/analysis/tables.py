@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..datasets.validation import InputError, one_of
-from ..metrics.summary import METRICS, is_better
+from ..metrics.summary import is_better, metric_info
 
 # %% auto #0
 __all__ = ['TEX', 'HEADLINE', 'models_of', 'long_table', 'decimals', 'cell', 'Table', 'to_text', 'to_markdown', 'to_latex',
@@ -123,7 +123,7 @@ def heading(
     metric: str,  # a name
 ) -> str:  # the name with an arrow in the better direction
     "What stands above a column."
-    info = METRICS.get(metric)
+    info = metric_info(metric)
     return metric + {"higher": " ↑", "lower": " ↓"}.get(info.direction if info else "none", "")
 
 def best_of(
@@ -133,7 +133,8 @@ def best_of(
 ) -> set[str]:  # models whose printed mean is the best; none where fewer than two have one
     "Which models to print in bold."
     defined = {model: round(v, places) for model, v in means.items() if v is not None}
-    if len(defined) < 2 or metric not in METRICS or METRICS[metric].direction == "none": return set()
+    info = metric_info(metric)
+    if len(defined) < 2 or info is None or info.direction == "none": return set()
     return {model for model, v in defined.items() if not any(is_better(metric, other, v) for other in defined.values())}
 
 # %% ../../nbs/analysis/42_tables.ipynb #f773d3b8

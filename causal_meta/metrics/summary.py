@@ -92,7 +92,7 @@ METRICS: dict[str, MetricInfo] = {name: MetricInfo(*info) for name, info in {
     "truth_in_support": ("higher", "1", "1 where the model gives the true graph a positive probability, else 0."),
 }.items()}
 
-# %% ../../nbs/metrics/23_summary.ipynb #a01c4be2
+# %% ../../nbs/metrics/23_summary.ipynb #0efe409d
 SUMMARY_METRICS: dict[str, MetricInfo] = {name: MetricInfo(*info) for name, info in {
     "ece_pooled": ("lower", "1", "Expected calibration error of the entries of all tasks of a family together, in 15 bins of equal mass."),
     "ood_auroc": ("higher", "1", "Probability that a task of the family has more edge entropy than one in distribution; 1/2 if entropy does not notice."),
@@ -136,7 +136,7 @@ def posterior_metrics(
         metrics |= {"truth_in_support": float(possible), "log_prob_graph": log_prob if possible else None}
     return metrics
 
-# %% ../../nbs/metrics/23_summary.ipynb #bfe761ee
+# %% ../../nbs/metrics/23_summary.ipynb #5bccd832
 def posterior_reliability(
     posterior: Posterior,  # of one task
     truth: Tensor,  # (d, d) bool, the true graph
@@ -186,7 +186,7 @@ def _of_tasks(tasks: Mapping[Any, Mapping[Any, Mapping[str, Any]]], name: str) -
     "A metric of each task, averaged over training seeds."
     return [_mean_of_defined([r["metrics"].get(name) for r in seeds.values()]) for seeds in tasks.values()]
 
-# %% ../../nbs/metrics/23_summary.ipynb #4d3c37ef
+# %% ../../nbs/metrics/23_summary.ipynb #25ff5732
 POOLED_RESAMPLES = 200  # of the tables of a family
 
 def bootstrap_ece(
@@ -203,7 +203,7 @@ def bootstrap_ece(
     low, high = (2*error - np.quantile(resampled.numpy(), [.975, .025])).tolist()
     return {"mean": error, "low": min(max(low, 0.), error), "high": max(high, error), "n": n}
 
-# %% ../../nbs/metrics/23_summary.ipynb #63e607e9
+# %% ../../nbs/metrics/23_summary.ipynb #60d7abce
 def bootstrap_ood(
     id_entropies: Sequence[float],  # mean edge entropy of each task in distribution
     other_entropies: Sequence[float],  # and of each task of the family
@@ -218,7 +218,7 @@ def bootstrap_ood(
     low, high = np.quantile(((v@more)*w).sum(1).clamp(0, 1).numpy(), [.025, .975])
     return summary | {"low": float(low), "high": float(high)}
 
-# %% ../../nbs/metrics/23_summary.ipynb #1ee1ba20
+# %% ../../nbs/metrics/23_summary.ipynb #4099abc5
 def _pooled(tasks: Mapping[Any, Mapping[Any, Mapping[str, Any]]], seed: int) -> dict[str, float | int | None] | None:
     "`bootstrap_ece` of the tasks that have counts, those of all training seeds added up; None where none has."
     found = [[r["reliability"] for r in seeds.values() if r.get("reliability")] for _, seeds in sorted(tasks.items())]

@@ -46,7 +46,8 @@ def uncertainty_metrics(
     posterior: Posterior,  # of one task
 ) -> dict[str, float | None]:  # None where the posterior has no samples
     "What a posterior says of its own doubt; needs no truth."
-    found: dict[str, float | None] = {"edge_entropy": edge_entropy(off_diagonal(posterior.edge_probs.double().cpu()).clamp(0, 1)), "pair_entropy": None, "effective_sample_size": None}
+    p = off_diagonal(posterior.edge_probs.double().cpu()).clamp(0, 1)
+    found: dict[str, float | None] = {"edge_entropy": edge_entropy(p), "pair_entropy": None, "effective_sample_size": None}
     if posterior.graphs is None: return found
     weights = posterior.weights.double().cpu()
     return found | {"pair_entropy": pair_entropy(posterior.graphs.cpu(), weights), "effective_sample_size": effective_sample_size(weights)}
