@@ -87,12 +87,13 @@ def in_pieces(
     n_samples: int,  # in all
     clock: Clock,
     most: int = 500,  # samples of a piece
+    share: float = .75,  # of the seconds; the rest is for putting the pieces together
 ) -> tuple[list[Piece], str | None]:  # at least one piece, and "seconds" where time was up before all were drawn
     "Draw independent samples until there are enough or time is up."
-    if clock.budget.seconds is None: return [draw(n_samples)], None
-    pieces: list[Piece] = []
+    limit, pieces = clock.budget.seconds, []
+    if limit is None: return [draw(n_samples)], None
     for first in range(0, n_samples, most):
-        if first and clock.stopped_by(): return pieces, "seconds"
+        if first and clock.seconds >= share*limit: return pieces, "seconds"
         pieces.append(draw(min(most, n_samples - first)))
     return pieces, None
 

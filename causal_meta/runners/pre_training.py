@@ -312,6 +312,7 @@ def conclude(
     best = load_checkpoint(folder/"best.pt")
     if best.get("training") != whole: save_checkpoint(folder/"best.pt", best | {"training": whole})
 
+# %% ../../nbs/runners/34_pre_training.ipynb #5b753f83
 PATIENCE = 30.  # seconds for which a simulating process goes on after SIGTERM
 
 def _patient(_: int) -> None:
