@@ -34,7 +34,7 @@ def contents(run):
     found = {}
     for path in sorted((run.path/"inference").rglob("*.safetensors")):
         p = Posterior.load(path)
-        info = {k: v for k, v in p.info.items() if k != "compute"}
+        info = {k: v for k, v in p.info.items() if k not in ("compute", "made_of")}
         found[str(path.relative_to(run.path))] = (info, p.edge_probs, p.graphs, p.parameters)
     return found
 
@@ -49,7 +49,7 @@ def same(a, b):
 
 def records(run):
     raw = json.loads(run.raw.read_text())["records"]
-    return [{k: v for k, v in r.items() if k != "compute"} for r in raw], json.loads(run.summary.read_text())
+    return [{k: v for k, v in r.items() if k not in ("compute", "made_of")} for r in raw], {k: v for k, v in json.loads(run.summary.read_text()).items() if k not in ("compute", "break_even")}
 
 
 def test_damage_and_age_are_found_and_change_no_result(tmp_path):

@@ -21,7 +21,7 @@ from .distributed import Rank, joined, together
 from .inference import Desk, Outcome, Report
 from .pre_training import best_model
 from .records import Judge, Unit, amortised_posteriors, explicit_posteriors, identity, record, units
-from .runs import RunDir, exclusive, write_json
+from .runs import RunDir, append_line, exclusive, write_json
 
 # %% auto #0
 __all__ = ['Key', 'PATIENCE', 'TRAINING', 'Evaluator', 'key_of', 'evaluate', 'summary_of']
@@ -118,7 +118,8 @@ def _finish(run: RunDir, evaluator: Evaluator, todo: Sequence[Unit]) -> Report:
     records = sorted(keep + [r for part in parts for r in part["records"]], key=lambda r: (order.index(r["model"]), *key_of(r)[1:]))
     if not records: raise InputError(f"run '{run.name}': no model gave a posterior for any task of {evaluator.desk.benchmark.name}.")
     write_json(run.raw, {"schema": 1, "records": records})
-    write_json(run.summary, summary_of(run, evaluator.desk.benchmark, records, [part["cost"] for part in parts]))
+    write_json(run.summary, summary_of(run, evaluator.desk.benchmark, records))
+    append_line(run.path/"logs"/"evaluation.jsonl", {"models": list(evaluator.models), **add_cost(*(part["cost"] for part in parts)), **report.counts()})
     for part in run.parts.glob("*.json"): part.unlink()
     return report
 
@@ -128,7 +129,6 @@ def summary_of(
     run: RunDir,
     benchmark: Benchmark,
     records: Sequence[dict[str, Any]],
-    costs: Sequence[dict[str, Any]] = (),  # of the units of this evaluation
 ) -> dict[str, Any]:  # the content of metrics_summary.json
     "Means with intervals, what each stage cost, and when pre-training pays."
     training = {}
@@ -139,4 +139,4 @@ def summary_of(
     posteriors = {m: add_cost(*(r["compute"] for r in records if r["model"] == m)) | {"posteriors": sum(r["model"] == m for r in records)} for m in dict.fromkeys(r["model"] for r in records)}
     inside = [f for f, kind in benchmark.test.items() if kind.factor == "in distribution"]
     return {"schema": 1, "benchmark": {"name": benchmark.name, "version": benchmark.version, "sha256": benchmark.sha256()}, "models": summarise(records, id_families=inside),
-            "compute": {"pre_training": training, "posteriors": posteriors, "evaluation": add_cost(*costs)}, "break_even": break_even_table(records, training)}
+            "compute": {"pre_training": training, "posteriors": posteriors}, "break_even": break_even_table(records, training)}
