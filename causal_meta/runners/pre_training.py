@@ -418,7 +418,8 @@ def load_model(
     except KeyError as e: raise InputError(f"checkpoint '{path}' holds no model ({e} is missing).") from None
     model = build_model(facts["model_type"], facts["model_config"]).to(device)
     model.load_state_dict(weights)
-    return model.eval(), {**facts, **{k: state[k] for k in ("step", "best", *COST, "training") if k in state}}
+    known = {k: state[k] for k in ("step", "best", *COST, "training") if k in state}
+    return model.eval(), {**facts, **known, "stopped_by": known.get("training", {}).get("stopped_by")}
 
 def best_model(
     run: RunDir,
