@@ -14,8 +14,8 @@ from torch import Tensor
 from .likelihood import Rows, Scorer
 
 # %% auto #0
-__all__ = ['SHAPES', 'RATIOS', 'SCALE', 'JITTER', 'INDUCING', 'PAIRS_AT_ONCE', 'Pairs', 'pairs', 'kernel', 'prior_variance',
-           'Fits', 'fit', 'predict', 'student_log_prob', 'gp']
+__all__ = ['SHAPES', 'RATIOS', 'SCALE', 'JITTER', 'INDUCING', 'PAIRS_AT_ONCE', 'kernel', 'prior_variance', 'Fits', 'fit',
+           'predict', 'student_log_prob', 'gp']
 
 # %% ../../nbs/metrics/21b_gp.ipynb #5eed8f02
 SHAPES = ((0., 1.), (1., .4), (1., .8), (1., 1.6))  # (w, l) that are tried: a plane, and curves
@@ -23,29 +23,18 @@ RATIOS = tuple(10.**e for e in (-3, -2, -1.5, -1, -.5, 0, .5, 1, 1.5, 2, 3))  # 
 SCALE = (.5, .05)  # a_0 and b_0
 JITTER = 1e-6  # added to the diagonal of the inducing rows
 
-@dataclass(frozen=True)
-class Pairs:
-    "What the kernel needs to know of pairs of points, whatever its shape."
-    plane: Tensor  # (u, n, m), 1 + a.b/k
-    square: Tensor  # (u, n, m), |a - b|^2/k, zero without parents
-
-def pairs(
+def kernel(
     a: Tensor,  # (u, n, p)
     b: Tensor,  # (u, m, p)
     k: Tensor,  # (u,) parents, of p places
-) -> Pairs:
-    "Products and distances."
-    product, k = a@b.mT, k.clamp(min=1).to(a.dtype)[:, None, None]
-    square = (a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None, :] - 2*product).clamp_(min=0).div_(k)
-    return Pairs(product.div_(k).add_(1.), square)
-
-def kernel(
-    at: Pairs,
     shape: Tensor,  # (u, 2), w and l
 ) -> Tensor:  # (u, n, m)
-    "Constant, plane and curve."
-    w, length = shape[:, 0, None, None], shape[:, 1, None, None]
-    return (at.square/(-2*length**2)).exp_().mul_(w).add_(at.plane)
+    "Constant, plane and curve, each as a product of matrices: few passes over n m numbers."
+    k, w, length = (t.to(a.dtype)[:, None, None] for t in (k.clamp(min=1), shape[:, 0], shape[:, 1]))
+    s, one = .5/(k*length**2), lambda x: torch.ones_like(x[..., :1])
+    norm = lambda x: -s*x.square().sum(-1, keepdim=True)
+    curve = torch.cat([2*s*a, norm(a), one(a)], 2)@torch.cat([b, one(b), norm(b)], 2).mT
+    return curve.exp_().mul_(w).baddbmm_(torch.cat([a/k, one(a)], 2), torch.cat([b, one(b)], 2).mT)
 
 def prior_variance(
     a: Tensor,  # (u, n, p)
@@ -80,13 +69,12 @@ def fit(
     "Choose shape and ratio of each process by the marginal likelihood: O(n M^2 + M^3) for each shape."
     r, (a0, b0) = inputs.new_tensor(RATIOS), SCALE
     n, yy = free.sum(1).to(inputs.dtype), outputs.square().sum(1)
-    among, across = pairs(inducing, inducing, k), pairs(inducing, inputs, k)
     best: list[Tensor] | None = None
     for w, length in SHAPES:
         shape = inputs.new_tensor([w, length]).expand(len(k), 2)
-        K = kernel(among, shape)
+        K = kernel(inducing, inducing, k, shape)
         L = torch.linalg.cholesky(K + JITTER*torch.eye(K.shape[-1], dtype=K.dtype))
-        V = torch.linalg.solve_triangular(L, kernel(across, shape).mul_(free[:, None]), upper=False)
+        V = torch.linalg.solve_triangular(L, kernel(inducing, inputs, k, shape).mul_(free[:, None]), upper=False)
         values, Q = torch.linalg.eigh(V@V.mT)
         values, c = values.clamp(min=0), ((V@outputs[..., None]).mT@Q)[:, 0]
         gain = r/(1 + r*values[..., None])  # (u, M, ratios)
@@ -107,7 +95,7 @@ def predict(
     inputs: Tensor,  # (u, R, p) float64
 ) -> tuple[Tensor, Tensor]:  # location and scale (u, R) of the Student-t
     "The predictive distribution of new rows: O(M^2) each."
-    t = fits.basis@kernel(pairs(fits.inducing, inputs, fits.k), fits.shape)
+    t = fits.basis@kernel(fits.inducing, inputs, fits.k, fits.shape)
     location = (fits.mean[:, None]@t)[:, 0]
     taken = (fits.shrink[:, None]@t.square_())[:, 0]
     spread = (1 + fits.ratio[:, None]*prior_variance(inputs, fits.k, fits.shape) - taken).clamp(min=1.)

@@ -57,7 +57,8 @@ class Evaluator:
                     if old is not None and old.get("made_of") == made_of[k]: records.append(old)
                     elif one.posterior is not None:
                         judge = judge or Judge(self.config, self.desk.benchmark, task)
-                        records.append(record(self.config, model, judge, one.posterior, self.nets.get(model, (None, None))[1], made_of[k]))
+                        facts = self.nets[model][1] if model in self.nets else {}
+                        records.append(record(self.config, model, judge, one.posterior, facts.get("training") or facts, made_of[k]))
         return {"records": records, "outcomes": outcomes, "cost": cost}
 
     def _posteriors(self, model: str, tasks: Sequence[Any]) -> tuple[list[Outcome], list[str]]:
@@ -135,7 +136,8 @@ def summary_of(
     for model in run.config.of_kind("amortised"):
         if (run.checkpoints(model)/"best.pt").exists():
             facts = best_model(run, model)[1]
-            training[model] = {"optimiser_steps": facts["step"], **{k: facts.get(k) for k in TRAINING}}
+            whole = facts.get("training") or facts  # up to its end; to the best step, if it has not ended
+            training[model] = {"optimiser_steps": whole["step"], **{k: whole.get(k) for k in TRAINING}}
     posteriors = {m: add_cost(*(r["compute"] for r in records if r["model"] == m)) | {"posteriors": sum(r["model"] == m for r in records)} for m in dict.fromkeys(r["model"] for r in records)}
     inside = [f for f, kind in benchmark.test.items() if kind.factor == "in distribution"]
     return {"schema": 1, "benchmark": {"name": benchmark.name, "version": benchmark.version, "sha256": benchmark.sha256()}, "models": summarise(records, id_families=inside),
