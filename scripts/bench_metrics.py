@@ -78,7 +78,7 @@ def measure(d: int, K: int, scattered: bool, repeats: int, with_gp: bool) -> dic
     row["gadjid"] = 1000*best_of(lambda: adjustment_distances(graphs, truth), repeats)
     row["linear_gaussian"] = 1000*best_of(lambda: predictive("linear_gaussian"), repeats)
     row["gp"] = 1000*best_of(lambda: predictive("gp"), 1) if with_gp else None
-    print(f"d {d:3d}  K {K:4d}  {row['graphs']:15s} {row['regressions']:5d} regressions   metrics {row['metrics']:7.1f} ms (gadjid {row["gadjid"]:6.1f})   NIL and I-NIL: linear_gaussian {row['linear_gaussian']:7.1f} ms"
+    print(f"d {d:3d}  K {K:4d}  {row['graphs']:15s} {row['regressions']:5d} regressions   metrics {row['metrics']:7.1f} ms (gadjid {row['gadjid']:6.1f})   NIL and I-NIL: linear_gaussian {row['linear_gaussian']:7.1f} ms"
           + ("" if row["gp"] is None else f"   gp {row['gp']:8.0f} ms"), flush=True)
     return row
 

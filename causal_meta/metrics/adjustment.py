@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import gadjid
 import numpy as np
@@ -20,12 +20,12 @@ from ..datasets.graphs import is_dag
 __all__ = ['AIDS', 'adjustment_distances', 'sid', 'parent_aid', 'ancestor_aid', 'oset_aid']
 
 # %% ../../nbs/metrics/20b_adjustment.ipynb #5b0b8d93
-@lru_cache(maxsize=1)
-def _one_thread() -> None:
-    "Make gadjid's pool of threads, with one of them unless RAYON_NUM_THREADS says otherwise."
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    "Calls of gadjid in the body have one thread, unless RAYON_NUM_THREADS says otherwise."
     name, unset = "RAYON_NUM_THREADS", "RAYON_NUM_THREADS" not in os.environ
     if unset: os.environ[name] = "1"
-    try: gadjid.sid(np.zeros((2, 2), np.int8), np.zeros((2, 2), np.int8), edge_direction="from row to column")
+    try: yield
     finally:
         if unset: del os.environ[name]
 
@@ -38,14 +38,14 @@ def adjustment_distances(
     names: Sequence[str] = tuple(AIDS),  # which: sid, parent_aid, ancestor_aid, oset_aid
 ) -> dict[str, Tensor]:  # name -> (K,) float64, between 0 and d*(d-1); nan where a graph (or the truth) has a cycle
     "Adjustment identification distances of each graph from the truth, by gadjid."
-    _one_thread()
     true, given = (g.detach().cpu().numpy().astype(np.int8) for g in (truth, graphs))
     acyclic = torch.where(is_dag(graphs) & is_dag(truth))[0].tolist()
     found: dict[object, Tensor] = {}
-    for distance in {AIDS[name] for name in names}:
-        values = np.full(len(given), np.nan)
-        for k in acyclic: values[k] = distance(true, given[k], edge_direction="from row to column")[1]
-        found[distance] = torch.from_numpy(values)
+    with _one_thread():
+        for distance in {AIDS[name] for name in names}:
+            values = np.full(len(given), np.nan)
+            for k in acyclic: values[k] = distance(true, given[k], edge_direction="from row to column")[1]
+            found[distance] = torch.from_numpy(values)
     return {name: found[AIDS[name]] for name in names}
 
 # %% ../../nbs/metrics/20b_adjustment.ipynb #188d2bfd
