@@ -73,7 +73,7 @@ def test_shared_fits_are_the_fits(name, seed):
     memory(r.nodes[::2], r.parents[::2])
     together = memory(r.nodes, r.parents)
     for u in range(0, len(r.nodes), 3):
-        assert torch.allclose(together[u], SCORERS[name](data, mask, rows)(r.nodes[u:u + 1], r.parents[u:u + 1])[0], atol=1e-5)
+        assert torch.allclose(together[u], SCORERS[name](data, mask, rows)(r.nodes[u:u + 1], r.parents[u:u + 1])[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SCORERS)

@@ -124,13 +124,14 @@ def gp(
 ) -> Scorer:
     "The scorer of one task: O(n M^2 + M^3 + R M^2) for each regression."
     x, free = data.double(), ~intervened
+    means, sds = _moments(x, free.T)
     at = torch.linspace(0, len(x) - 1, min(inducing, len(x)), dtype=torch.float64).round().long()
     half = torch.arange(0, len(x), 2) if len(x) >= 4*inducing else None
 
     def some(nodes: Tensor, parents: Tensor) -> Tensor:
         k, slots, used = _slots(parents)
         alone = free.T[nodes]
-        centre, sd = _moments(x, alone)
+        centre, sd = means[nodes], sds[nodes]
         def standard(rows: Tensor) -> Tensor:  # (n, d) -> (u, n, p)
             z = rows.T[slots] - centre.gather(1, slots)[..., None]
             return (z/sd.gather(1, slots)[..., None]*used[..., None]).mT
@@ -141,8 +142,9 @@ def gp(
         return student_log_prob((rows.x.T[nodes] - m)/s, *predict(fits, standard(rows.x)), fits.dof) - s.log()
 
     def score(nodes: Tensor, parents: Tensor) -> Tensor:
-        out = rows.x.new_empty(len(nodes), len(rows.x))
-        for part in parents.sum(1).argsort().split(PAIRS_AT_ONCE): out[part] = some(nodes[part], parents[part])
+        sizes, out = parents.sum(1), rows.x.new_empty(len(nodes), len(rows.x))
+        for k in sizes.unique().tolist():  # never mixed: what a regression scores may not depend on its company
+            for part in torch.nonzero(sizes == k)[:, 0].split(PAIRS_AT_ONCE): out[part] = some(nodes[part], parents[part])
         return out
 
     return score
@@ -154,7 +156,7 @@ def _slots(parents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return k, order, torch.arange(order.shape[1]) < k[:, None]
 
 def _moments(x: Tensor, alone: Tensor) -> tuple[Tensor, Tensor]:
-    "Means and sds (u, d) of all columns over the rows (u, n) that count for a node; 1 for a constant column."
+    "Means and sds (d, d) of all columns over the rows (d, n) that count for each node; 1 for a constant column."
     w = alone.double()/alone.sum(1, keepdim=True).clamp(min=1)
     mean = w@x
     sd = (w@x.square() - mean.square()).clamp(min=0).sqrt()
