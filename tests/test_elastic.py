@@ -67,7 +67,7 @@ def train_a_while(rank, run, model, stop_at, notes):
     except Preempted as e: return str(e)
 
 
-@pytest.mark.parametrize("model", ["avici", "bcnp"])
+@pytest.mark.parametrize("model", [pytest.param("avici", marks=pytest.mark.slow), "bcnp"])
 def test_one_rank_then_two_then_one(tmp_path, model):
     whole, parts = (create_run(load_config(BASE, name=name), tmp_path) for name in ("whole", "parts"))
     notes = {name: tmp_path/f"{name}-notes" for name in ("whole", "parts")}

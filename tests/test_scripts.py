@@ -75,7 +75,7 @@ def test_unknown_options_are_refused(script):
     assert done.returncode == 2 and "usage" in done.stderr
 
 
-@pytest.mark.parametrize("benchmark, part", [("exact5-v1", "curves"), pytest.param("pairs-v1", "results", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("benchmark, part", [pytest.param("exact5-v1", "curves", marks=pytest.mark.slow), pytest.param("pairs-v1", "results", marks=pytest.mark.slow)])
 def test_curves_of_a_run(tmp_path, benchmark, part):
     made = {}
     for name in ("main", "other"):
