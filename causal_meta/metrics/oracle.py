@@ -38,5 +38,5 @@ def oracle(
     if without: raise InputError(f"mechanism {sorted(without)[0]} has no density that can be computed.")
     raw = rows.x*task.sd.double() + task.mean.double()
     logs = log_prob(scm, raw[None].float(), ~rows.free[None])[0].double() + (rows.free*task.sd.double().log()).sum(1)
-    if not logs.isfinite().all(): raise InputError("the true density is zero at some rows.")
+    if not logs.isfinite().all(): raise InputError("the true density is zero or infinite at some rows, by rounding.")
     return logs
