@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -119,7 +119,7 @@ def _finish(run: RunDir, evaluator: Evaluator, todo: Sequence[Unit]) -> Report:
     records = sorted(keep + [r for part in parts for r in part["records"]], key=lambda r: (order.index(r["model"]), *key_of(r)[1:]))
     if not records: raise InputError(f"run '{run.name}': no model gave a posterior for any task of {evaluator.desk.benchmark.name}.")
     write_json(run.raw, {"schema": 1, "records": records})
-    write_json(run.summary, summary_of(run, evaluator.desk.benchmark, records))
+    write_json(run.summary, summary_of(run, evaluator.desk.benchmark, records, {m: facts for m, (_, facts) in evaluator.nets.items()}))
     append_line(run.path/"logs"/"evaluation.jsonl", {"models": list(evaluator.models), **add_cost(*(part["cost"] for part in parts)), **report.counts()})
     for part in run.parts.glob("*.json"): part.unlink()
     return report
@@ -130,12 +130,13 @@ def summary_of(
     run: RunDir,
     benchmark: Benchmark,
     records: Sequence[dict[str, Any]],
+    known: Mapping[str, dict[str, Any]] = {},  # what is known of some trained models; the others' checkpoints are read
 ) -> dict[str, Any]:  # the content of metrics_summary.json
     "Means with intervals, what each stage cost, and when pre-training pays."
     training = {}
     for model in run.config.of_kind("amortised"):
         if (run.checkpoints(model)/"best.pt").exists():
-            facts = best_model(run, model)[1]
+            facts = known.get(model) or best_model(run, model)[1]
             whole = facts.get("training") or facts  # up to its end; to the best step, if it has not ended
             training[model] = {"optimiser_steps": whole["step"], **{k: whole.get(k) for k in TRAINING}}
     posteriors = {m: add_cost(*(r["compute"] for r in records if r["model"] == m)) | {"posteriors": sum(r["model"] == m for r in records)} for m in dict.fromkeys(r["model"] for r in records)}
