@@ -22,6 +22,7 @@ import causal_meta.models.bcnp  # noqa: F401
 import causal_meta.models.dibs  # noqa: F401
 import causal_meta.models.exact  # noqa: F401
 import causal_meta.models.mcmc  # noqa: F401
+import causal_meta.models.pairformer  # noqa: F401
 import causal_meta.models.random  # noqa: F401
 import causal_meta.models.sortability  # noqa: F401
 from ..datasets.schema import canonical_json
