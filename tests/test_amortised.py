@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 import causal_meta.models.avici  # noqa: F401
 import causal_meta.models.bcnp  # noqa: F401
+import causal_meta.models.pairformer  # noqa: F401
 from causal_meta.datasets.graphs import is_dag
 from causal_meta.models.avici import break_cycles, mean_bce, spectral_radius
 from causal_meta.models.base import MODELS, Budget, Posterior, build_model, pair_mask
 from causal_meta.models.bcnp import mixture_loss, mixture_terms
 from causal_meta.models.permutations import best_positions, sinkhorn, task_gumbel
 
-MODELS_UNDER_TEST = ("avici", "bcnp")
+MODELS_UNDER_TEST = ("avici", "bcnp", "pairformer")
 INPUTS = st.sampled_from(["plain", "asinh", "moments"])
 few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 many = settings(max_examples=60, deadline=None)
@@ -87,7 +88,7 @@ def test_a_loss_is_the_mean_of_the_losses_of_its_tasks(name):
 
 @pytest.mark.parametrize("name", MODELS_UNDER_TEST)
 def test_the_library_leaves_the_global_random_state_alone(name):
-    model, batch = model_of(name, dropout=0.).train(), tasks(2, 10, 4, 3)
+    model, batch = model_of(name, **({"dropout": 0.} if "dropout" in MODELS[name].config_class.model_fields else {})).train(), tasks(2, 10, 4, 3)
     before = torch.get_rng_state()
     model.loss(batch).total.backward()
     model.after_step(10)
@@ -107,7 +108,7 @@ def test_a_posterior_is_a_function_of_its_generator(name):
 
 @pytest.mark.parametrize("name", MODELS_UNDER_TEST)
 def test_samples_agree_with_edge_probabilities_and_survive_a_file(name, tmp_path):
-    model, batch = model_of(name), tasks(2, 10, 4, 3)
+    model, batch = model_of(name, **({"head": "dags"} if name == "pairformer" else {})), tasks(2, 10, 4, 3)  # with both heads, each has its own
     p = model.posterior(batch.data, n_samples=5000, generator=torch.Generator().manual_seed(0))[1]
     torch.testing.assert_close(p.graphs.float().mean(0), p.edge_probs, atol=.035, rtol=0)
     q = Posterior.load(p.save(tmp_path/"p.safetensors"))
@@ -141,8 +142,9 @@ def test_every_parameter_gets_a_gradient(name):
 @pytest.mark.parametrize("name", MODELS_UNDER_TEST)
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_sizes_build_and_overrides_hold(name, size):
-    model = build_model(name, {"size": size, "dropout": .25})
-    assert model.config.dropout == .25 and model.config.size == size and MODELS[name].kind == "amortised"
+    setting, value = ("heads", 2) if name == "pairformer" else ("dropout", .25)
+    model = build_model(name, {"size": size, setting: value})
+    assert getattr(model.config, setting) == value and model.config.size == size and MODELS[name].kind == "amortised"
 
 
 @many

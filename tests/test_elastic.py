@@ -24,7 +24,7 @@ from causal_meta.runners.steps import gradients, micro_batches
 from ranks import free_port, together
 
 BASE = {"name": "base", "benchmark": "audit-small-v1",
-        "models": {"avici": {"type": "avici", "config": {"size": "tiny", "dual_every": 1, "dual_warmup": 1, "dual_rate": 0.1}}, "bcnp": {"type": "bcnp", "config": {"size": "tiny"}}},
+        "models": {"avici": {"type": "avici", "config": {"size": "tiny", "dual_every": 1, "dual_warmup": 1, "dual_rate": 0.1}}, "bcnp": {"type": "bcnp", "config": {"size": "tiny"}}, "pairformer": {"type": "pairformer", "config": {"size": "tiny"}}},
         "pre_training": {"steps": 18, "global_batch": 8, "checkpoint_every": 100, "validate_every": 6, "log_every": 1, "threads": 1, "learning_rate": .003}}
 
 
@@ -33,14 +33,14 @@ BASE = {"name": "base", "benchmark": "audit-small-v1",
 def gradient_of_first_step(rank, model):
     "Of 128 tasks of two sizes, in double precision, without dropout; the noise of BCNP is keyed by task."
     torch.manual_seed(0)
-    net = build_model(model, {"size": "tiny", "dropout": 0.}).double()
+    net = build_model(model, {"size": "tiny", **({} if model == "pairformer" else {"dropout": 0.})}).double()
     stream = MetaIterableDataset(load_benchmark("audit-small-v1"), global_batch=128, rank=rank.rank, world_size=rank.world_size)
     share = [replace(batch, data=batch.data.double()) for batch in stream.at(0)]
     with joined(rank): means, _ = gradients(net, micro_batches(share, 32), rank)
     return means["loss"], [None if p.grad is None else p.grad.flatten().tolist() for p in net.parameters()]
 
 
-@pytest.mark.parametrize("model", ["avici", "bcnp"])
+@pytest.mark.parametrize("model", ["avici", "bcnp", "pairformer"])
 def test_the_gradient_does_not_depend_on_the_number_of_ranks(model):
     alone = gradient_of_first_step(Rank(), model)
     for loss, grads in together(gradient_of_first_step, 2, model):
@@ -67,7 +67,7 @@ def train_a_while(rank, run, model, stop_at, notes):
     except Preempted as e: return str(e)
 
 
-@pytest.mark.parametrize("model", [pytest.param("avici", marks=pytest.mark.slow), "bcnp"])
+@pytest.mark.parametrize("model", [*(pytest.param(m, marks=pytest.mark.slow) for m in ("avici", "pairformer")), "bcnp"])
 def test_one_rank_then_two_then_one(tmp_path, model):
     whole, parts = (create_run(load_config(BASE, name=name), tmp_path) for name in ("whole", "parts"))
     notes = {name: tmp_path/f"{name}-notes" for name in ("whole", "parts")}

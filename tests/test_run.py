@@ -35,7 +35,7 @@ def smoke_job(cli, tmp_path):
         assert (run/file).is_file(), file
     assert not [p for p in run.rglob("*") if re.search(r"\.(tmp|part|running\.ipynb|failed\.ipynb)$", p.name)]
     records, summary = results(run)
-    assert len(records) == 4*3*2*2 and set(summary["models"]) == {"avici", "bcnp", "exact", "random"}
+    assert len(records) == 5*3*2*2 and set(summary["models"]) == {"avici", "bcnp", "pairformer", "exact", "random"}
     assert {(r["model"], r["seed_list"]) for r in records} == {(m, s) for m in summary["models"] for s in "ab"}
     return run, records, summary
 

@@ -102,11 +102,13 @@ class ErdosRenyi(Graph):
     edges_per_node: float | None = Field(None, ge=0, allow_inf_nan=False)  # expected number of edges divided by d
     exact_edges: int | None = Field(None, ge=0)  # number of edges of every graph
     p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)  # probability of an edge
+    most: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)  # beside edges or edges_per_node: the largest probability, for few nodes
 
     @model_validator(mode="after")
     def _one_density(self) -> ErdosRenyi:
         if sum(v is not None for v in (self.edges, self.edges_per_node, self.exact_edges, self.p)) != 1:
             raise InputError("give exactly one of edges, edges_per_node, exact_edges, p.")
+        if self.most is not None and self.edges is None and self.edges_per_node is None: raise InputError("most goes with edges or edges_per_node.")
         return self
 
     def sample(self, streams: TaskStreams, d: int) -> Tensor:
@@ -125,6 +127,7 @@ def edge_probability(
     pairs = d * (d - 1) / 2
     number = graph.edges if graph.edges is not None else graph.exact_edges
     if number is None: number = graph.edges_per_node * d
+    if graph.most is not None: number = min(number, graph.most * pairs)
     if number > pairs: raise InputError(f"graph er: {number:g} edges are asked for, but {d} nodes have room for at most {pairs:g}.")
     return number / pairs if pairs else 0.
 
@@ -159,12 +162,14 @@ class ScaleFree(Graph):
     "Barabási-Albert DAGs: a few hubs, of causes (out), of effects (in), or either by a coin per task."
     type: Literal["sf"] = "sf"
     m: int = Field(2, ge=1)  # edges of each new node
+    most: float | None = Field(None, gt=0, lt=1, allow_inf_nan=False)  # the largest m / d, for few nodes; at least 1 edge
     hub: Literal["in", "out", "random"] = "random"  # whether hubs have many parents or many children
 
     def sample(self, streams: TaskStreams, d: int) -> Tensor:
         "One DAG per task, (B, d, d) bool."
-        if self.m >= d: raise InputError(f"graph sf: m is {self.m}, but with {d} nodes it must be at most {d - 1}.")
-        A = preferential_attachment(streams.uniform("graph/edges", (d, d)), self.m)
+        m = self.m if self.most is None else min(self.m, max(1, int(self.most * d)))
+        if m >= d: raise InputError(f"graph sf: m is {m}, but with {d} nodes it must be at most {d - 1}.")
+        A = preferential_attachment(streams.uniform("graph/edges", (d, d)), m)
         coin = streams.integers("graph/hub", 0, 2).bool() if self.hub == "random" else torch.full((len(streams),), self.hub == "in")
         A = torch.where(coin[:, None, None], A.transpose(1, 2), A)
         return relabel(A, streams.permutation("graph/order", d))
