@@ -121,7 +121,7 @@ def posterior(
     files = write_answer(answer, out or Path(f"{data.stem}-posterior"))
     typer.echo(describe(answer) + "\n\n" + "\n".join(f"wrote {f}" for f in files))
 
-# %% ../nbs/51_cli.ipynb #652141d5
+# %% ../nbs/51_cli.ipynb #d2f1de13
 Weights = Annotated[str, typer.Argument(help="A name that `list` prints, or the path of a .safetensors file.")]
 
 @pretrained_app.command("list")

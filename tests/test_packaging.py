@@ -131,6 +131,12 @@ def test_the_command_works_there(bare, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_shipped_weights_answer_there(bare, tmp_path):
+    "What the wheel carries does what its card says, where only its requirements are, in an empty folder."
+    assert "the file is whole" in run(bare/"causal-meta", "pretrained", "verify", "pairformer-small", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_settings_ini_is_the_only_place_of_the_version():
     import causal_meta
     assert causal_meta.__version__ == SETTINGS["version"] == importlib.metadata.version("causal_meta")
