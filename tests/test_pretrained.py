@@ -123,6 +123,16 @@ def test_export_is_the_same_each_time(run, exported, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.json", "mine.safetensors"]  # no temporary file
 
 
+@pytest.mark.parametrize("kind,config", [("avici", {}), ("bcnp", {}), ("pairformer", {"head": "dags"}), ("pairformer", {"head": "edges"})])
+def test_every_amortised_model_can_be_given_away(tmp_path, kind, config):
+    made = create_run(load_config({"name": "any", "benchmark": "smoke-v1", "models": {"net": {"type": kind, "config": {"size": "tiny", **config}}},
+                                   "pre_training": {"steps": 1, "global_batch": 4, "threads": 1}}), tmp_path)
+    pre_train(made, "net")
+    found = load_pretrained(export_pretrained(made, "net", "mine", tmp_path/"out", CARD))
+    assert check_pretrained(found) == []
+    assert found.posterior(GARDEN, 5).graphs.shape == (5, 4, 4)
+
+
 def test_buffers_and_vectors_are_not_rounded(run):
     net, _ = load_model(run.checkpoints("net")/"best.pt")
     net.register_buffer("reference", torch.full((2, 2), 1/3))

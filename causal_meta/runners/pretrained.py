@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,7 +79,9 @@ def rebuild(
 ) -> AmortisedModel:  # in evaluation mode, on the CPU
     "The network with these weights."
     with torch.random.fork_rng(devices=[]): model = build_model(facts["model_type"], facts["model_config"])
-    model.load_state_dict(weights)
+    try: model.load_state_dict(weights)
+    except RuntimeError as e:
+        raise InputError(f"the weights are those of another {facts['model_type']} than this version of causal_meta builds ({str(e).splitlines()[-1].strip()}).") from None
     return model.eval()
 
 # %% ../../nbs/runners/39a_pretrained.ipynb #15c20538
@@ -120,9 +123,10 @@ def frozen_figures(
         [p] = model.posterior(task.data[None], task.intervened[None], n_samples=100, generator=torch_generator(0, "frozen", family, i, "posterior"))
         sketches.append(round(sketch(task.data.numpy()), 6))
         nats.append(-edge_metrics(p.edge_probs, task.graph, benchmark.posterior_samples)["edge_log_prob_mean"])
-        graphs.append(p.log_prob(task.graph))
+        logp = p.log_prob(task.graph)
+        graphs.append(-math.inf if logp is None else logp)
     return {"benchmark": benchmark.name, "sha256": benchmark.sha256(), "family": family, "seed_list": seed_list, "indices": list(indices), "sketches": sketches,
-            "edge_cross_entropy": sum(nats)/len(nats), "log_prob_graph": None if None in graphs else sum(graphs)/len(graphs)}
+            "edge_cross_entropy": sum(nats)/len(nats), "log_prob_graph": sum(graphs)/len(graphs) if -math.inf not in graphs else None}
 
 def frozen(
     model: AmortisedModel,
