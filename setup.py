@@ -32,7 +32,7 @@ setup(
                  f"Intended Audience :: {cfg['audience']}", f"Natural Language :: {cfg['language']}",
                  f"Programming Language :: Python :: {cfg['min_python']}"],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["configs/*.yaml", "frozen/*.json", "schemas/*.json"]},
+    package_data={cfg["lib_path"]: ["configs/*.yaml", "frozen/*.json", "schemas/*.json", "pretrained/*.safetensors", "pretrained/*.json"]},
     install_requires=lines("requirements"),
     extras_require={k.removesuffix("_requirements"): lines(k) for k in cfg if k.endswith("_requirements")},
     # the second: where nbdev, in this project and in others, looks up the pages that names link to

@@ -6,89 +6,47 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from .datasets.randomness import torch_generator
-from .datasets.streams import standardise
-from .datasets.tables import Table, read_table
-from .datasets.validation import InputError, one_of
+from .datasets.tables import Table
+from .datasets.validation import InputError
 from .models.base import MODELS, Budget, Posterior, build_model
-from .runners.compute import measured
+from .runners.methods import Method, find_trained
 from .runners.pre_training import best_model, load_model
-from .runners.runs import RunDir, write_atomic, write_json
+from .runners.pretrained import DEFAULT, load_pretrained, pretrained_names
+from .runners.runs import write_atomic, write_json
 
 # %% auto #0
-__all__ = ['SHOWN', 'Method', 'find_method', 'as_table', 'posterior', 'remarks', 'describe', 'write_answer']
+__all__ = ['SHOWN', 'find_method', 'posterior', 'describe', 'write_answer']
 
 # %% ../nbs/50a_ask.ipynb #d8a68a3d
-@dataclass(frozen=True)
-class Method:
-    "A way to get a posterior for one table."
-    name: str
-    model: Any  # an ExplicitModel, or an AmortisedModel with its weights
-    facts: dict[str, Any]  # of the checkpoint; empty for an explicit model
-
-    @property
-    def amortised(self) -> bool: return bool(self.facts)
-    @property
-    def standardise_input(self) -> bool: return self.facts.get("standardise_input", True)
-    @property
-    def max_nodes(self) -> int | None:
-        "The largest table it supports: for an amortised model the largest it was trained on."
-        return max(self.facts["d"]) if self.amortised else self.model.max_nodes
-
 def find_method(
-    model: str | Path,  # a registered model, a run, run/model, or a checkpoint file
+    model: str | Path = DEFAULT,  # a registered explicit model, weights that ship or their file, a checkpoint file, a run, or run/model
     experiments: str | Path = "experiments",  # the folder of all runs
 ) -> Method:
     "Find a method by name, or raise an `InputError` that says what there is."
-    name = str(model)
+    name, shipped = str(model), pretrained_names()
+    if name in MODELS and MODELS[name].kind == "explicit": return Method(name, build_model(name), {})
+    if name in shipped or name.endswith(".safetensors"): return load_pretrained(name)
     if name in MODELS:
-        if MODELS[name].kind == "explicit": return Method(name, build_model(name), {})
-        raise InputError(f"model '{name}' is amortised and needs weights: pre-train some, for example with `causal-meta run smoke_test` "
-                         f"(5 columns) or `causal-meta run sachs` (11), and give the run's name or its best.pt.")
+        raise InputError(f"model '{name}' is amortised and needs weights: name some that ship with the package ({', '.join(shipped)}), or pre-train some, "
+                         "for example with `causal-meta run smoke_test` (5 columns) or `causal-meta run sachs` (11), and give the run's name or its best.pt.")
     if name.endswith(".pt") or Path(name).is_file(): return Method(Path(name).parent.name, *load_model(name))
-    for folder in (Path(experiments)/name, Path(name)):
-        for run, inner in ((RunDir(folder), None), (RunDir(folder.parent), folder.name)):
-            if (run.path/"config.yaml").is_file(): return _of_run(run, inner)
+    if (found := find_trained(name, experiments)) is not None: return Method(found[1], *best_model(*found))
     runs = sorted(p.parent.name for p in Path(experiments).glob("*/config.yaml"))
-    raise InputError(f"unknown model '{name}': neither a registered model ({', '.join(sorted(MODELS))}), nor a checkpoint file, "
-                     f"nor a run under {Path(experiments).name}/ ({', '.join(runs) or 'none'}).")
-
-def _of_run(run: RunDir, inner: str | None) -> Method:
-    "The amortised model of a run, if it is clear which."
-    there = run.config.of_kind("amortised")
-    if inner is not None: one_of(inner, there, f"amortised model of run '{run.name}'")
-    elif len(there) != 1:
-        raise InputError(f"run '{run.name}' has {len(there)} amortised models: name one of "
-                         f"{', '.join(f'{run.name}/{m}' for m in there) or 'another run'}.")
-    return Method(inner or there[0], *best_model(run, inner or there[0]))
-
-# %% ../nbs/50a_ask.ipynb #03f1930a
-def as_table(
-    data: str | Path | pd.DataFrame | np.ndarray | Tensor | Table,
-    target_column: str | None = None,  # of a CSV: the column that names each row's intervened nodes
-) -> Table:
-    "Any of the usual forms of a table, checked like a CSV."
-    if isinstance(data, Table): return data
-    if isinstance(data, (str, Path)): return read_table(data, target_column)
-    frame = data if isinstance(data, pd.DataFrame) else pd.DataFrame(np.asarray(data)).rename(columns=lambda c: f"x{c}")
-    with tempfile.TemporaryDirectory() as folder:
-        frame.to_csv(path := Path(folder)/"table.csv", index=False)
-        return read_table(path, target_column)
+    raise InputError(f"unknown model '{name}': neither a registered model ({', '.join(sorted(MODELS))}), nor weights that ship ({', '.join(shipped)}), "
+                     f"nor a checkpoint file, nor a run under {Path(experiments).name}/ ({', '.join(runs) or 'none'}).")
 
 # %% ../nbs/50a_ask.ipynb #469f24d2
 def posterior(
     data: str | Path | pd.DataFrame | np.ndarray | Tensor | Table,  # rows are samples, columns variables
-    model: str | Path = "exact",  # a registered explicit model, a run, run/model, or a checkpoint file
+    model: str | Path = DEFAULT,  # a registered explicit model, weights that ship or their file, a checkpoint file, a run, or run/model
     samples: int = 1000,  # graphs to draw
     *,
     target_column: str | None = None,  # the column that names each row's intervened nodes, `;`-separated
@@ -97,32 +55,7 @@ def posterior(
     experiments: str | Path = "experiments",  # the folder of all runs
 ) -> Posterior:  # with the columns' names
     "A posterior over causal graphs for one table."
-    method, table = find_method(model, experiments), as_table(data, target_column)
-    n, d = table.data.shape
-    if samples < 1: raise InputError(f"samples is {samples}; it must be at least 1.")
-    if method.max_nodes is not None and d > method.max_nodes:
-        raise InputError(f"the table has {d} columns, and '{method.name}' supports at most {method.max_nodes}: "
-                         "leave columns out, or choose another model.")
-    values = standardise(table.data, table.intervened)[0] if method.standardise_input else table.data
-    generator = torch_generator(seed, "table", method.name, 0, "posterior")
-    with measured() as cost:
-        if method.amortised: [answer] = method.model.posterior(values[None], table.intervened[None], n_samples=samples, generator=generator, budget=budget)
-        else: answer = method.model.posterior(values, table.intervened, n_samples=samples, generator=generator, budget=budget)
-    answer.names = list(table.names)
-    answer.info = {**answer.info, "method": method.name, "rows": n, "intervened_rows": int(table.intervened.any(-1).sum()), "compute": cost,
-                   "standardised": method.standardise_input, "remarks": remarks(method, n, d)}
-    return answer
-
-def remarks(
-    method: Method,
-    n: int,  # rows
-    d: int,  # columns
-) -> list[str]:  # what a careful reader should know
-    "Where the table lies outside what an amortised model was trained on."
-    if not method.amortised: return []
-    low, high = min(method.facts["n"]), max(method.facts["n"])
-    out = [] if low <= n <= high else [f"the model was trained on {low} to {high} rows, the table has {n}"]
-    return out if d in method.facts["d"] else [*out, f"the model was trained on tables of {method.facts['d']} columns, this one has {d}"]
+    return find_method(model, experiments).posterior(data, samples, target_column=target_column, seed=seed, budget=budget)
 
 # %% ../nbs/50a_ask.ipynb #aebb2337
 def describe(

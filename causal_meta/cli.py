@@ -12,14 +12,17 @@ from typing import Annotated, Optional
 import typer
 
 # %% auto #0
-__all__ = ['app', 'benchmark_app', 'Experiments', 'Run', 'run', 'pretrain', 'infer', 'evaluate', 'report', 'posterior',
-           'benchmark_list', 'benchmark_show', 'benchmark_verify', 'main']
+__all__ = ['app', 'benchmark_app', 'pretrained_app', 'Experiments', 'Run', 'Weights', 'run', 'pretrain', 'infer', 'evaluate',
+           'report', 'posterior', 'pretrained_list', 'pretrained_show', 'pretrained_verify', 'export', 'benchmark_list',
+           'benchmark_show', 'benchmark_verify', 'main']
 
 # %% ../nbs/51_cli.ipynb #3cb1705c
 app = typer.Typer(name="causal-meta", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Train, run, compare and trust posteriors over causal graphs.")
 benchmark_app = typer.Typer(no_args_is_help=True, help="Frozen benchmarks: list them, show one, verify that it has not drifted.")
 app.add_typer(benchmark_app, name="benchmark")
+pretrained_app = typer.Typer(no_args_is_help=True, help="Weights that ship: list them, show the card of one, verify that it does what its card says.")
+app.add_typer(pretrained_app, name="pretrained")
 Experiments = Annotated[Path, typer.Option(help="The folder of all runs.")]
 Run = Annotated[str, typer.Argument(help="A run's name under experiments/, or its folder.")]
 
@@ -101,7 +104,8 @@ def report(run: Run, experiments: Experiments = Path("experiments")) -> None:
 @app.command()
 def posterior(
     data: Annotated[Path, typer.Argument(help="A CSV with a header: rows are samples, columns variables.")],
-    model: Annotated[str, typer.Option(help="A registered explicit model (exact, mcmc, dibs …), a run, run/model, or a checkpoint file.")],
+    model: Annotated[Optional[str], typer.Option(help="A registered explicit model (exact, mcmc, dibs …), weights that ship or their file, a run, run/model, "
+                                                      "or a checkpoint file; weights that ship by default.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Graphs to draw.")] = 1000,
     target_column: Annotated[Optional[str], typer.Option(help="The column that names each row's intervened variables, ';'-separated; empty for none.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="The folder for tables and pictures; <data>-posterior by default.")] = None,
@@ -112,9 +116,60 @@ def posterior(
     from causal_meta.ask import describe, write_answer
     from causal_meta.ask import posterior as ask
 
-    answer = ask(data, model, samples, target_column=target_column, seed=seed, experiments=experiments)
+    named = {} if model is None else {"model": model}
+    answer = ask(data, samples=samples, target_column=target_column, seed=seed, experiments=experiments, **named)
     files = write_answer(answer, out or Path(f"{data.stem}-posterior"))
     typer.echo(describe(answer) + "\n\n" + "\n".join(f"wrote {f}" for f in files))
+
+# %% ../nbs/51_cli.ipynb #d2f1de13
+Weights = Annotated[str, typer.Argument(help="A name that `list` prints, or the path of a .safetensors file.")]
+
+@pretrained_app.command("list")
+def pretrained_list() -> None:
+    "The weights that ship with the package."
+    from causal_meta.runners.methods import span
+    from causal_meta.runners.pretrained import pretrained_names, read_card
+
+    for name in pretrained_names():
+        card = read_card(name)
+        typer.echo(f"{name:18} {card['model']['type']}, {card['model']['parameters']:,} parameters  trained on {card['data']['benchmark']}: "
+                   f"{span(card['data']['d'])} columns, {span(card['data']['n'])} rows  {card['description']}")
+
+@pretrained_app.command("show")
+def pretrained_show(name: Weights) -> None:
+    "A model card: data, cost, what was measured, where it breaks."
+    from causal_meta.runners.pretrained import card_page, read_card
+
+    typer.echo(card_page(read_card(name)))
+
+@pretrained_app.command("verify")
+def pretrained_verify(name: Weights) -> None:
+    "Check the digest of some weights, and that they still give the frozen figures of their card."
+    from causal_meta.runners.pretrained import check_pretrained, load_pretrained
+
+    found = load_pretrained(name)
+    differences = check_pretrained(found)
+    typer.echo("\n".join(differences) or f"{found.name}: the file is whole, and gives its {len(found.card['frozen'])} frozen figures.")
+    if differences: raise typer.Exit(1)
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run, or run/model where it has several amortised models.")],
+    name: Annotated[str, typer.Argument(help="Of what is made: <name>.safetensors and <name>.json.")],
+    out: Annotated[Path, typer.Option(help="The folder for the two files.")] = Path("pretrained"),
+    card: Annotated[Optional[Path], typer.Option(help="A YAML file with description, figures, calibration, breaks, licence and frozen.")] = None,
+    float32: Annotated[bool, typer.Option("--float32", help="Keep full precision; half the size is the default.")] = False,
+    experiments: Experiments = Path("experiments"),
+) -> None:
+    "Make weights to give away, with their card, of a run's best checkpoint."
+    from causal_meta.runners.config import read_yaml
+    from causal_meta.runners.methods import find_trained
+    from causal_meta.runners.pretrained import export_pretrained
+    from causal_meta.runners.runs import find_run
+
+    found = find_trained(run, experiments) or (find_run(run, experiments), "")  # find_run says which there are
+    path = export_pretrained(*found, name, out, read_yaml(card)[0] if card else None, half=not float32)
+    typer.echo(f"wrote {path}\nwrote {path.with_suffix('.json')}")
 
 # %% ../nbs/51_cli.ipynb #650a0f54
 @benchmark_app.command("list")

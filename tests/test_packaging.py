@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -35,13 +36,20 @@ def run(*command, **kwargs) -> str:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
-    "The wheel, built from a copy of the files that git knows or would add."
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+def tree(tmp_path_factory) -> Path:
+    "A copy of the files that git knows or would add."
+    tree = tmp_path_factory.mktemp("tree")
     for name in run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines():
         if not (ROOT/name).is_file(): continue
         (tree/name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/name, tree/name)
+    return tree
+
+
+@pytest.fixture(scope="session")
+def wheel(tree, tmp_path_factory) -> Path:
+    "The wheel, built from that copy."
+    out = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, tree)
     return next(out.glob("*.whl"))
 
@@ -83,7 +91,7 @@ def bare(wheel, tmp_path_factory) -> Path:
 
 def test_the_wheel_carries_its_data(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, pattern in (("configs", "*.yaml"), ("frozen", "*.json"), ("schemas", "*.json")):
+    for folder, pattern in (("configs", "*.yaml"), ("frozen", "*.json"), ("schemas", "*.json"), ("pretrained", "*.safetensors"), ("pretrained", "*.json")):
         wanted = {f"causal_meta/{folder}/{p.name}" for p in (ROOT/"causal_meta"/folder).glob(pattern)}
         assert wanted and wanted <= names
     jobs = {f"causal_meta/jobs/{p.name}" for p in (ROOT/"nbs/jobs").glob("*.ipynb")}
@@ -91,6 +99,25 @@ def test_the_wheel_carries_its_data(wheel):
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT/"causal_meta").rglob("*.py")}
     assert modules <= names
     assert not [n for n in names if not n.startswith("causal_meta")]
+
+
+def test_shipped_weights_are_small(wheel):
+    "Weights and cards together: at most 8 MiB, and each weights file has its card."
+    inside = {i.filename: i.file_size for i in zipfile.ZipFile(wheel).infolist() if i.filename.startswith("causal_meta/pretrained/")}
+    assert sum(inside.values()) <= 8*2**20
+    weights = {n.removesuffix(".safetensors") for n in inside if n.endswith(".safetensors")}
+    assert weights and weights == {n.removesuffix(".json") for n in inside if n.endswith(".json")}
+
+
+def test_the_source_archive_is_complete(tree, wheel, tmp_path):
+    "It holds every file of the wheel, and what setup.py reads to make one."
+    pytest.importorskip("setuptools")
+    run(sys.executable, "-c", "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])", tmp_path, cwd=tree)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive: names = {n.partition("/")[2] for n in archive.getnames()}
+    data = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("causal_meta/")}
+    assert {n for n in data if not n.startswith("causal_meta/jobs/")} <= names
+    assert {n.replace("causal_meta/jobs/", "nbs/jobs/") for n in data if n.startswith("causal_meta/jobs/")} <= names
+    assert {"settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
 
 
 def test_everything_imports_where_only_the_requirements_are(bare):
@@ -101,6 +128,12 @@ def test_everything_imports_where_only_the_requirements_are(bare):
 
 def test_the_command_works_there(bare, tmp_path):
     assert "Usage: causal-meta" in run(bare/"causal-meta", "--help", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shipped_weights_answer_there(bare, tmp_path):
+    "What the wheel carries does what its card says, where only its requirements are, in an empty folder."
+    assert "the file is whole" in run(bare/"causal-meta", "pretrained", "verify", "pairformer-small", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
