@@ -9,19 +9,62 @@ import math
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from .attention import full_precision, mask_or_none
-from .avici import mean_bce, sample_edges
-from .base import AmortisedModel, Budget, Clock, Loss, Posterior, Sized, complete, in_pieces, pair_mask, register, within
+from .avici import sample_edges
+from .base import LOG_PROBS, AmortisedModel, Budget, Clock, Loss, Posterior, Sized, complete, in_pieces, pair_mask, register, within
 from .cross_moments import CrossMoments
 from .permutations import gumbel, task_gumbel
 from .sequential_orders import OrderModel, bound, draw_orders, exact_log_probs, order_model, precedence, without_padding
 from .triangles import TriangleBlock
 
 # %% auto #0
-__all__ = ['PairformerConfig', 'OrderHead', 'Pairformer', 'graph_nats', 'pairformer_loss', 'pairformer_posteriors']
+__all__ = ['pair_logits', 'pair_nats', 'pair_states_log_prob', 'draw_pairs', 'PairformerConfig', 'OrderHead', 'Pairformer',
+           'graph_nats', 'pairformer_loss', 'pairformer_posteriors']
+
+# %% ../../nbs/models/13c_pairformer.ipynb #0f442523
+def pair_logits(
+    scores: Tensor,  # (..., d, d)
+) -> Tensor:  # (..., d, d)
+    "The logits of the edge probabilities."
+    return scores - F.softplus(scores.transpose(-1, -2))
+
+def pair_nats(
+    scores: Tensor,  # (..., d, d)
+    graphs: Tensor,  # (..., d, d) bool
+    pairs: Tensor,  # (..., d, d) bool, True where an edge can be
+) -> Tensor:  # (...) nats
+    "Minus the log-probability of the states of all unordered pairs; of a graph with both edges of a pair it is infinite."
+    scores, there = scores.masked_fill(~pairs, 0.), graphs & pairs
+    both = (there & there.transpose(-1, -2)).any(-1).any(-1)
+    total = torch.logaddexp(F.softplus(scores), scores.transpose(-1, -2)).where(pairs, 0.).sum((-1, -2))/2 - scores.where(there, 0.).sum((-1, -2))
+    return total.masked_fill(both, math.inf)
+
+def pair_states_log_prob(
+    posterior: Posterior,  # parameters: pair_scores (d, d)
+    graphs: Tensor,  # (..., d, d) bool
+) -> Tensor:  # (...) float64, nats; -inf where both edges of a pair are there
+    "Independent states of the unordered pairs."
+    off = ~torch.eye(posterior.d, dtype=torch.bool, device=graphs.device)
+    return -pair_nats(posterior.parameters["pair_scores"].double().expand(graphs.shape), graphs, off.expand(graphs.shape))
+
+LOG_PROBS["pair_states"] = pair_states_log_prob
+
+# %% ../../nbs/models/13c_pairformer.ipynb #be858d53
+def draw_pairs(
+    probs: Tensor,  # (B, d, d) edge probabilities; the two of a pair sum to at most 1
+    n_samples: int,  # K
+    generator: torch.Generator,
+) -> Tensor:  # (B, K, d, d) bool
+    "Independent states of the unordered pairs; longer cycles can occur."
+    B, d, _ = probs.shape
+    u = torch.rand((B, n_samples, d, d), generator=generator, device=generator.device).to(probs.device).triu(1)
+    u = u + u.transpose(-1, -2)  # one number for both edges of a pair
+    upper = torch.ones(d, d, dtype=torch.bool, device=probs.device).triu(1)
+    return torch.where(upper, u < probs[:, None], 1 - u < probs[:, None]) & ~torch.eye(d, dtype=torch.bool, device=probs.device)
 
 # %% ../../nbs/models/13c_pairformer.ipynb #19a7078d
 class PairformerConfig(Sized):
@@ -85,14 +128,14 @@ class Pairformer(AmortisedModel):
         "(B, d, d) logits of the edge marginals; of an edge given the order, where there is a head for DAGs only. -inf where no edge can be."
         data, intervened, node_mask = complete(data, intervened, node_mask)
         x = self.pairs(data, intervened, node_mask)
-        return self.order_head(x, node_mask).logits if self.edge_head is None else self.marginal_logits(x, node_mask)
+        return self.order_head(x, node_mask).logits if self.edge_head is None else pair_logits(self.pair_scores(x, node_mask))
 
-    def marginal_logits(self, x: Tensor, node_mask: Tensor) -> Tensor:
-        "(B, d, d) from the pairs' vectors."
+    def pair_scores(self, x: Tensor, node_mask: Tensor) -> Tensor:
+        "(B, d, d) scores of the states of pairs; -inf where no edge can be."
         return full_precision(self.edge_head(x))[..., 0].masked_fill(~pair_mask(node_mask), -math.inf)
 
     def loss(self, batch: Any) -> Loss:
-        "Nats per ordered pair, of edges by themselves and of whole graphs."
+        "Nats per ordered pair, of pairs by themselves and of whole graphs."
         return pairformer_loss(self, batch)
 
     def posterior(self, data: Tensor, intervened: Tensor | None = None, *, node_mask: Tensor | None = None,
@@ -116,12 +159,13 @@ def pairformer_loss(
     model: Pairformer,
     batch: Any,  # a batch of tasks, with their keys
 ) -> Loss:  # total, and the parts edges and dags, all nats per ordered pair
-    "The cross-entropy of the edges, that of the graphs, or their sum."
+    "The cross-entropy of the states of pairs, that of the graphs, or their sum."
     data, intervened, node_mask = complete(batch.data, batch.intervened, batch.node_mask)
     x, pairs, losses = model.pairs(data, intervened, node_mask), pair_mask(node_mask), {}
     with torch.autocast(data.device.type, enabled=False):
-        if model.edge_head is not None: losses["edges"] = mean_bce(model.marginal_logits(x, node_mask), batch.graphs, pairs).mean()
-        if model.order_head is not None: losses["dags"] = (graph_nats(model.order_head(x, node_mask), batch, model.config)/pairs.sum((-1, -2)).clamp_min(1)).mean()
+        if model.edge_head is not None: losses["edges"] = pair_nats(model.pair_scores(x, node_mask), batch.graphs, pairs)
+        if model.order_head is not None: losses["dags"] = graph_nats(model.order_head(x, node_mask), batch, model.config)
+        losses = {name: (nats/pairs.sum((-1, -2)).clamp_min(1)).mean() for name, nats in losses.items()}
     return Loss(sum(losses.values()), {name: value.item() for name, value in losses.items()})
 
 # %% ../../nbs/models/13c_pairformer.ipynb #e93fc430
@@ -139,28 +183,28 @@ def pairformer_posteriors(
     "One pass of the network, then samples; the mode of the model is as it was."
     was_training = model.training
     x = model.eval().pairs(data, intervened, node_mask)
-    marginal = None if model.edge_head is None else model.marginal_logits(x, node_mask)
+    scores = None if model.edge_head is None else model.pair_scores(x, node_mask)
+    marginal = None if scores is None else pair_logits(scores).sigmoid()
     orders = None if model.order_head is None else model.order_head(x, node_mask)
     model.train(was_training)
     def draw(k: int) -> tuple[Tensor, Tensor]: return _drawn(marginal, orders, k, generator)
     pieces, late = in_pieces(draw, n_samples, clock)
     graphs = torch.cat([g for g, _ in pieces], 1)
-    if marginal is None: probs = sum(p*g.shape[1] for g, p in pieces)/graphs.shape[1]
-    else: probs = marginal.sigmoid()
-    info = {"model": "pairformer", "log_prob": "bernoulli" if orders is None else "sequential_orders", "stopped_by": late or cut}
-    return [_one(probs, graphs, marginal, orders, b, m, dict(info)) for b, m in enumerate(node_mask)]
+    probs = sum(p*g.shape[1] for g, p in pieces)/graphs.shape[1] if marginal is None else marginal
+    info = {"model": "pairformer", "log_prob": "pair_states" if orders is None else "sequential_orders", "stopped_by": late or cut}
+    return [_one(probs, graphs, scores, orders, b, m, dict(info)) for b, m in enumerate(node_mask)]
 
 def _drawn(marginal: Tensor | None, orders: OrderModel | None, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
     "Graphs (B, k, d, d), and edge probabilities (B, d, d) as means over their orders."
-    if orders is None: return sample_edges(marginal.sigmoid(), k, generator), None
+    if orders is None: return draw_pairs(marginal, k, generator), None
     B, d = orders.scores.shape
     allowed = precedence(orders, *draw_orders(orders, gumbel((B, k, d, d), generator, orders.scores.device)))
     probs = orders.logits.sigmoid()
     return sample_edges(probs, k, generator) & allowed, probs*allowed.float().mean(1)
 
-def _one(probs: Tensor, graphs: Tensor, marginal: Tensor | None, orders: OrderModel | None, b: int, real: Tensor, info: dict) -> Posterior:
+def _one(probs: Tensor, graphs: Tensor, scores: Tensor | None, orders: OrderModel | None, b: int, real: Tensor, info: dict) -> Posterior:
     "The posterior of task b over its real nodes."
-    if orders is None: parameters = {"edge_logits": marginal[b][real][:, real]}
+    if orders is None: parameters = {"pair_scores": scores[b][real][:, real]}
     else: parameters = {"scores": orders.scores[b][real], "after": orders.after[b][real][:, real], "edge_logits": orders.logits[b][real][:, real]}
     return Posterior(probs[b][real][:, real], graphs[b][:, real][:, :, real], parameters=parameters, info=info)
 
