@@ -113,7 +113,7 @@ def test_shifted_tables_are_found(reference):
 
 def test_a_reference_is_a_small_file(reference):
     content = save(reference)
-    assert len(content) < 50_000
+    assert len(content) + 4*(2000 - 240) < 50_000  # with two thousand scores, too
     again = load(content)
     assert torch.equal(shift_p(again, X), shift_p(reference, X))
 

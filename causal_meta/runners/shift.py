@@ -22,7 +22,7 @@ from ..datasets.validation import InputError, one_of
 # %% auto #0
 __all__ = ['COLUMNS', 'PAIRS', 'MOST_BINS', 'ROWS_PER_BIN', 'STATISTICS', 'FLOOR', 'RIDGE', 'SHARP', 'SHRINK', 'FOLDS', 'UPPER',
            'PER_BLOCK', 'WORDS', 'WARN', 'Observed', 'observed', 'ranks', 'unit', 'residuals', 'column_shapes',
-           'correlation_ratios', 'pair_forms', 'measure', 'summaries', 'table_statistics', 'size_basis',
+           'correlation_ratios', 'pair_forms', 'measure', 'summaries', 'summarise', 'table_statistics', 'size_basis',
            'sizes_and_ends', 'expectation', 'standard_residuals', 'block_indices', 'precision', 'log_distance',
            'fit_statistics', 'table_sizes', 'training_statistics', 'fit_reference', 'Shift', 'shift_score', 'judge',
            'shift_p', 'shown', 'place', 'findings', 'shift_remarks', 'family_tables', 'detection', 'audit_shift']
@@ -162,6 +162,13 @@ def summaries(
     found = {"mean": lambda: flat.nanmean(1), "most": lambda: most(flat), "least": lambda: -most(-flat), "closest": lambda: closest(quantity)}
     return [found[way]().masked_fill(~there.flatten(1).any(1), math.nan) for way in ways]
 
+def summarise(
+    quantities: dict[str, Tensor],  # from `measure`
+) -> Tensor:  # (B, p) one number for each of `STATISTICS`
+    "The statistics, from all quantities of columns and pairs."
+    ways = {what: [how for how, other in STATISTICS if other == what] for what in quantities}
+    return torch.stack([s for what in (*COLUMNS, *PAIRS) for s in summaries(quantities[what], ways[what])], -1)
+
 def table_statistics(
     data: Tensor,  # (B, n, d) in any units
     intervened: Tensor | None = None,  # (B, n, d) bool
@@ -169,9 +176,7 @@ def table_statistics(
     "What a table looks like, without a model."
     pieces = max(1, 2**24//(data.shape[1:].numel()*data.shape[-1])) if data.dim() == 3 else 1
     if len(data) > pieces: return torch.cat([table_statistics(*(None if t is None else t[k:k + pieces] for t in (data, intervened))) for k in range(0, len(data), pieces)])
-    quantities = measure(data, intervened)
-    ways = {what: [how for how, other in STATISTICS if other == what] for what in quantities}
-    return torch.stack([s for what in (*COLUMNS, *PAIRS) for s in summaries(quantities[what], ways[what])], -1)
+    return summarise(measure(data, intervened))
 
 # %% ../../nbs/runners/39_shift.ipynb #d2bb4310
 def size_basis(
@@ -308,7 +313,9 @@ def fit_reference(
     say: Any = None,  # a function that is told how many there are so far
 ) -> dict[str, Tensor]:  # all float32, to be saved beside a model's weights
     "What tables look like to a model that was trained on a benchmark."
-    return fit_statistics(*training_statistics(benchmark, tables, say))
+    reference, mixture = fit_statistics(*training_statistics(benchmark, tables, say)), benchmark.train
+    reference["range"][:, :2] = torch.tensor([[f(mixture.n), f(mixture.d)] for f in (min, max)])  # also of sizes that were not drawn
+    return reference
 
 # %% ../../nbs/runners/39_shift.ipynb #057313b9
 class Shift(NamedTuple):
@@ -365,7 +372,7 @@ WORDS = {  # quantity: its name, what more of it means, what less, and how it is
 
 def shown(value: float, form: str) -> str:
     "A number in the unit of a reader."
-    value = {"exp": math.exp, "exp1": math.expm1, "r2": lambda v: max(0., 1 - math.exp(-v))}.get(form, float)(value)
+    value = {"exp": math.exp, "exp1": lambda v: max(0., math.expm1(v)), "r2": lambda v: max(0., 1 - math.exp(-v))}.get(form, float)(value)
     if form == "share": return f"{max(value, 0):.0%}"
     if form == "r2" and value > .99: return f"{value:.4f}"
     return f"{round(value, 2) + 0.:.2f}" if abs(value) < 1 else f"{value:.1f}" if abs(value) < 10 else f"{value:.0f}"
@@ -396,8 +403,9 @@ def findings(
     some = None if intervened is None else intervened[None]
     names = [f"x{i}" for i in range(data.shape[1])] if names is None else [str(name) for name in names]
     if len(names) != data.shape[1]: raise InputError(f"{len(names)} names are given for {data.shape[1]} columns; each column needs one.")
-    quantities, basis = measure(data[None], some), size_basis(table_sizes(data[None], some), reference["ends"])
-    value, r = table_statistics(data[None], some)[0], shift_score(reference, data[None], some).residuals[0]
+    quantities, sizes = measure(data[None], some), table_sizes(data[None], some)
+    statistics, basis = summarise(quantities), size_basis(sizes, reference["ends"])
+    value, r = statistics[0], judge(reference, statistics, sizes).residuals[0]
     location, scale = (basis @ reference["location"])[0], (((basis @ reference["log_scale"]).exp()*reference["unit"]).square() + FLOOR**2).sqrt()[0]
     least, low, high, greatest = reference["usual"]
     least, greatest = least.clamp_max(-2), greatest.clamp_min(2)  # two scales, where training does not vary
@@ -450,7 +458,6 @@ def family_tables(
     models = kind.scm.sample(benchmark.streams(root, f"test/{seed_list}", family, range(min(kind.tasks, most or kind.tasks))), kind.d)
     return given_rows(models, kind.n, kind.interventional_rows)
 
-# %% ../../nbs/runners/39_shift.ipynb #b5c99e36
 def detection(
     reference: dict[str, Tensor],  # from `fit_reference`
     shift: Shift,  # of some tables of a kind
