@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import factorial
+from math import factorial, inf, log
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +16,12 @@ from torch import Tensor
 from ..datasets.graphs import is_dag
 from ..datasets.validation import InputError
 from .cpdag import cpdag
-from ..models.base import Posterior
+from ..models.base import LOG_PROBS, Posterior
 
 # %% auto #0
 __all__ = ['orders_avoiding', 'orders_with_first', 'maximal_cliques', 'forbidden_beginnings', 'connected_parts', 'parts_after',
-           'Start', 'starts', 'class_size', 'class_marginals', 'sample_class', 'class_posterior']
+           'Start', 'starts', 'class_size', 'class_marginals', 'sample_class', 'class_posterior',
+           'equivalence_class_log_prob']
 
 # %% ../../nbs/metrics/20d_equivalence.ipynb #211cfb07
 @lru_cache(maxsize=1 << 14)
@@ -225,4 +226,18 @@ def class_posterior(
     generator: torch.Generator,
 ) -> Posterior:  # exact edge probabilities, uniform draws
     "What a method can believe at best where data show the Markov equivalence class and nothing else."
-    return Posterior(class_marginals(graph[None])[0].float(), sample_class(graph, n_samples, generator), info={"model": "equivalence class", "class_size": float(class_size(graph[None])[0])})
+    parameters = {"cpdag": cpdag(graph), "log_size": torch.tensor(log(class_size(graph[None])[0]), dtype=torch.float64)}
+    return Posterior(class_marginals(graph[None])[0].float(), sample_class(graph, n_samples, generator), parameters=parameters, info={"model": "equivalence_class", "log_prob": "equivalence_class"})
+
+def equivalence_class_log_prob(
+    posterior: Posterior,  # parameters: cpdag (d, d), log_size ()
+    graphs: Tensor,  # (..., d, d) bool
+) -> Tensor:  # (...) float64, nats; -inf outside the class
+    "Minus the logarithm of the size of the class, for its members."
+    flat = graphs.reshape(-1, *graphs.shape[-2:])
+    out, acyclic = torch.full(flat.shape[:1], -inf, dtype=torch.float64), is_dag(flat)
+    member = (cpdag(flat[acyclic]) == posterior.parameters["cpdag"]).flatten(1).all(1)
+    out[acyclic] = torch.where(member, -posterior.parameters["log_size"], out[acyclic])
+    return out.reshape(graphs.shape[:-2])
+
+LOG_PROBS["equivalence_class"] = equivalence_class_log_prob
