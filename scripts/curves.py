@@ -3,16 +3,13 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
 from causal_meta.datasets.benchmarks import Benchmark
 from causal_meta.datasets.randomness import torch_generator
 from causal_meta.datasets.tasks import MetaFixedDataset, Task
-from causal_meta.metrics.calibration import reliability_curve
 from causal_meta.metrics.equivalence import class_posterior
-from causal_meta.metrics.graph import off_diagonal
 from causal_meta.runners.evaluation import evaluate
-from causal_meta.runners.learning import Reference, against_exact, against_truth, along_training, of_prior, reference, tasks_of
+from causal_meta.runners.learning import against_exact, against_truth, along_training, calibration, kept, of_prior, reference, tasks_of
+from causal_meta.runners.pre_training import load_model
 from causal_meta.runners.runs import RunDir, find_run
 
 METRICS = ("e_shd2", "e_f1", "edge_log_prob", "orientation_accuracy", "valid_dag_rate", "auroc")
@@ -24,11 +21,6 @@ def trained(run: RunDir, model: str) -> dict:
     return {"config": run.config.models[model].config, "pre_training": run.config.training_of(model).model_dump(),
             "steps": lines[-1]["step"], "tasks_seen": lines[-1]["tasks"], "cpu_seconds": lines[-1]["cpu_seconds"],
             "losses": [{k: line[k] for k in ("step", "cpu_seconds", "loss", "val_loss") if k in line} for line in lines[::5] + [line for line in lines if "val_loss" in line]]}
-
-
-def calibration_of(ref: Reference) -> float:
-    "The calibration error that the exact posterior has on finitely many tasks."
-    return reliability_curve(ref.edges.flatten(), off_diagonal(torch.stack([t.graph for t in ref.tasks])).flatten()).ece
 
 
 def ceilings(benchmark: Benchmark, groups: dict[str, list[Task]]) -> dict[str, dict]:
@@ -49,6 +41,7 @@ def main() -> None:
     parser.add_argument("--beside", nargs="*", default=[], help="other runs, finished or not, whose losses go beside")
     parser.add_argument("--models", nargs="*", help="amortised models of the run; all of them unless said")
     parser.add_argument("--most", type=int, help="checkpoints at most: the last, and others whose steps are in a constant ratio; all unless said")
+    parser.add_argument("--calibrate", type=int, default=0, metavar="N", help="with an exact posterior: the calibration of the last checkpoint on so many further tasks of each family")
     options = parser.parse_args()
     run = find_run(options.run)
     benchmark, models = run.benchmark(), options.models or run.config.of_kind("amortised")
@@ -58,8 +51,10 @@ def main() -> None:
     if benchmark.name.startswith("exact"):
         refs = [reference(benchmark, family) for family in benchmark.test]
         found["prior"] = {ref.family: of_prior(ref) for ref in refs}
-        found["exact"] = {ref.family: {"log_prob": ref.log_prob, "ece": calibration_of(ref)} for ref in refs}
+        found["exact"] = {ref.family: {"log_prob": ref.log_prob} for ref in refs}
         found["curves"] = [row for model in models for row in against_exact(run, model, refs, say=lambda row: print(row, flush=True), most=options.most)]
+        found["calibration"] = {model: {family: calibration(load_model(kept(run, model)[-1])[0], benchmark, family, options.calibrate) for family in benchmark.test}
+                                for model in (models if options.calibrate else ())}
     elif not benchmark.name.startswith("pairs"):
         groups, K = tasks_of(benchmark), benchmark.posterior_samples
         found["ceiling"] = ceilings(benchmark, groups)

@@ -17,20 +17,21 @@ from torch import Tensor
 from ..datasets.benchmarks import Benchmark
 from ..datasets.graphs import enumerate_dags
 from ..datasets.randomness import torch_generator
+from ..datasets.streams import given_rows, standardise
 from ..datasets.tasks import MetaFixedDataset, Task
 from ..datasets.validation import InputError, one_of
 from ..metrics.against_exact import pair_state_probs
 from ..metrics.calibration import edge_entries, edge_metrics, reliability_curve
 from ..metrics.expectations import expectation
 from ..metrics.graph import edge_f1, off_diagonal, shd2
-from ..models.base import Posterior
+from ..models.base import AmortisedModel, Posterior
 from ..models.exact import exact_posterior
 from .pre_training import load_model
 from .runs import RunDir
 
 # %% auto #0
-__all__ = ['Reference', 'reference', 'distances', 'of_prior', 'kept', 'against_exact', 'tasks_of', 'against_truth',
-           'along_training']
+__all__ = ['Reference', 'reference', 'distances', 'of_prior', 'kept', 'against_exact', 'further', 'calibration', 'tasks_of',
+           'against_truth', 'along_training']
 
 # %% ../../nbs/runners/38_learning.ipynb #ece30497
 @dataclass(frozen=True)
@@ -105,7 +106,38 @@ def against_exact(
             if say: say(rows[-1])
     return rows
 
-# %% ../../nbs/runners/38_learning.ipynb #088270ac
+# %% ../../nbs/runners/38_learning.ipynb #7e76b8d9
+def further(
+    benchmark: Benchmark,
+    family: str,  # one of its simulated test families
+    indices: Sequence[int],  # numbers of tasks; those from the family's number of tasks on are not frozen
+    seed_list: str = "a",
+) -> tuple[Tensor, Tensor, Tensor]:  # data (B, n, d), intervened (B, n, d) bool, graphs (B, d, d) bool
+    "Tasks of a test family without held-out rows."
+    kind = benchmark.test[one_of(family, benchmark.test, "test family of this benchmark")]
+    if kind.scm is None: raise InputError(f"test family {family} of {benchmark.name} is a real table; allowed: simulated families.")
+    scm = kind.scm.sample(benchmark.streams(benchmark.seeds.test[seed_list], f"test/{seed_list}", family, indices), kind.d)
+    data, intervened = given_rows(scm, kind.n, kind.interventional_rows)
+    return standardise(data, intervened)[0] if benchmark.standardise_input else data, intervened, scm.graphs
+
+# %% ../../nbs/runners/38_learning.ipynb #3c975342
+def calibration(
+    net: AmortisedModel,
+    benchmark: Benchmark,  # linear Gaussian, of at most five nodes
+    family: str,  # one of its test families
+    n_tasks: int = 4000,  # after the frozen ones
+) -> dict[str, float]:  # ece of the model, ece of the exact posterior on the same tasks, which is the floor, and n_tasks
+    "Expected calibration errors of edge probabilities on many tasks."
+    given, right, truth, first = [], [], [], benchmark.test[family].tasks
+    for start in range(first, first + n_tasks, 250):
+        data, intervened, graphs = further(benchmark, family, range(start, min(start + 250, first + n_tasks)))
+        given += [p.edge_probs for p in net.posterior(data, intervened, n_samples=1, generator=torch_generator(0, "calibration", family, start, "posterior"))]
+        right += exact_posterior(data, intervened).edge_probs
+        truth += graphs
+    def ece(probs: list[Tensor]) -> float: return reliability_curve(*edge_entries(probs, truth)).ece
+    return {"ece": ece(given), "exact": ece(right), "n_tasks": n_tasks}
+
+# %% ../../nbs/runners/38_learning.ipynb #a9e9725c
 def tasks_of(
     benchmark: Benchmark,
     seed_list: str = "a",
@@ -132,7 +164,7 @@ def against_truth(
     means = {k: [float(x.mean()), float(x.std(ddof=1)/len(x)**.5) if len(x) > 1 else None] for k, x in columns.items() if len(x)}
     return {**means, "ece": reliability_curve(*edge_entries([p.edge_probs for p in posteriors], [t.graph for t in tasks])).ece, "n": len(tasks)}
 
-# %% ../../nbs/runners/38_learning.ipynb #2a5dd1b3
+# %% ../../nbs/runners/38_learning.ipynb #4630bd1d
 def along_training(
     run: RunDir,
     model: str,  # one of its amortised models
