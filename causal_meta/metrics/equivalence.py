@@ -164,7 +164,7 @@ def _within_clique(start: Start) -> list[tuple[int, int, float]]:
     total = orders_avoiding(len(nodes), sizes)
     return [(a, b, orders_with_first(len(nodes), sizes, level[a], level[b])/total) for a in nodes for b in nodes if a != b]
 
-@lru_cache(maxsize=1 << 12)
+@lru_cache(maxsize=512)
 def _part_marginals(adjacent: tuple[int, ...], nodes: int) -> np.ndarray:
     "(d, d) float64, the share of orientations of a connected chordal graph that have each edge; read only."
     probs, found = np.zeros((len(adjacent), len(adjacent))), starts(adjacent, nodes)
