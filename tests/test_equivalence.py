@@ -60,6 +60,7 @@ def test_names_of_nodes_do_not_matter():
 def test_posterior_and_refusals():
     G = torch.tensor([[0, 1], [0, 0]]).bool()
     posterior = class_posterior(G, 10, torch.Generator().manual_seed(0))
-    assert posterior.edge_probs.tolist() == [[0, .5], [.5, 0]] and posterior.valid_dag_rate == 1 and posterior.info["class_size"] == 2
+    assert posterior.edge_probs.tolist() == [[0, .5], [.5, 0]] and posterior.valid_dag_rate == 1
+    assert posterior.log_prob(G) == posterior.log_prob(G.T) == pytest.approx(-np.log(2)) and posterior.log_prob(G | G.T) == posterior.log_prob(G & ~G) == -np.inf
     assert torch.equal(posterior.graphs, class_posterior(G, 10, torch.Generator().manual_seed(0)).graphs)
     with pytest.raises(InputError, match="cycle"): class_marginals((G | G.mT)[None])
