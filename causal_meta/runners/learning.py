@@ -5,27 +5,33 @@
 # %% ../../nbs/runners/38_learning.ipynb #fef4d16a
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..datasets.benchmarks import Benchmark
 from ..datasets.graphs import enumerate_dags
 from ..datasets.randomness import torch_generator
+from ..datasets.streams import given_rows, standardise
 from ..datasets.tasks import MetaFixedDataset, Task
 from ..datasets.validation import InputError, one_of
 from ..metrics.against_exact import pair_state_probs
-from ..metrics.graph import off_diagonal
+from ..metrics.calibration import edge_entries, edge_metrics, reliability_curve
+from ..metrics.expectations import expectation
+from ..metrics.graph import edge_f1, off_diagonal, shd2
+from ..models.base import AmortisedModel, Posterior
 from ..models.exact import exact_posterior
 from .pre_training import load_model
 from .runs import RunDir
 
 # %% auto #0
-__all__ = ['Reference', 'reference', 'distances', 'of_prior', 'kept', 'against_exact']
+__all__ = ['Reference', 'reference', 'distances', 'of_prior', 'kept', 'against_exact', 'further', 'calibration', 'tasks_of',
+           'against_truth', 'along_training']
 
 # %% ../../nbs/runners/38_learning.ipynb #ece30497
 @dataclass(frozen=True)
@@ -71,11 +77,13 @@ def of_prior(ref: Reference) -> dict[str, float]:  # as `distances`
 def kept(
     run: RunDir,
     model: str,  # one of its amortised models
+    most: int | None = None,  # at most so many: the last, and others with steps in a constant ratio; None: all
 ) -> list[Path]:  # in the order of steps
     "The checkpoints that pre-training kept for good."
     found = sorted(run.checkpoints(one_of(model, run.config.of_kind("amortised"), "amortised model of this run")).glob("step-*.pt"))
     if not found: raise InputError(f"run '{run.name}' kept no checkpoints of '{model}': set pre_training.keep_every.")
-    return found
+    if most is None: return found
+    return [found[i] for i in sorted({round(x) - 1 for x in np.geomspace(len(found), 1, most)})]
 
 def against_exact(
     run: RunDir,
@@ -83,16 +91,95 @@ def against_exact(
     refs: Iterable[Reference],  # from `reference`
     n_samples: int = 1000,  # graphs per posterior, for the pair states
     say: Any = None,  # a function that is told each row
-) -> list[dict[str, Any]]:  # a row for each kept checkpoint and reference: step, tasks_seen, cpu_seconds, family, edge_error, total_variation, log_prob of the true graph
+    most: int | None = None,  # checkpoints at most, see `kept`
+) -> list[dict[str, Any]]:  # a row for each kept checkpoint and reference: step, tasks_seen, cpu_seconds, family, edge_error, total_variation, ece, log_prob of the true graph
     "The distances of each kept checkpoint."
     rows = []
-    for path in kept(run, model):
+    for path in kept(run, model, most):
         net, facts = load_model(path)
         for ref in refs:
             generator = torch_generator(run.config.training_seed, "learning-curve", ref.family, 0, f"posterior/{model}")
             found = net.posterior(torch.stack([t.data for t in ref.tasks]), torch.stack([t.intervened for t in ref.tasks]), n_samples=n_samples, generator=generator)
             edges, states = torch.stack([off_diagonal(p.edge_probs) for p in found]), torch.stack([pair_state_probs(p.graphs) for p in found])
             rows.append({"model": model, **{k: facts[k] for k in ("step", "tasks_seen", "cpu_seconds")}, "family": ref.family, **distances(ref, edges, states),
-                         "log_prob": sum(p.log_prob(t.graph) for p, t in zip(found, ref.tasks))/len(ref.tasks)})
+                         "ece": reliability_curve(*edge_entries([p.edge_probs for p in found], [t.graph for t in ref.tasks])).ece, "log_prob": sum(p.log_prob(t.graph) for p, t in zip(found, ref.tasks))/len(ref.tasks)})
+            if say: say(rows[-1])
+    return rows
+
+# %% ../../nbs/runners/38_learning.ipynb #7e76b8d9
+def further(
+    benchmark: Benchmark,
+    family: str,  # one of its simulated test families
+    indices: Sequence[int],  # numbers of tasks; those from the family's number of tasks on are not frozen
+    seed_list: str = "a",
+) -> tuple[Tensor, Tensor, Tensor]:  # data (B, n, d), intervened (B, n, d) bool, graphs (B, d, d) bool
+    "Tasks of a test family without held-out rows."
+    kind = benchmark.test[one_of(family, benchmark.test, "test family of this benchmark")]
+    if kind.scm is None: raise InputError(f"test family {family} of {benchmark.name} is a real table; allowed: simulated families.")
+    scm = kind.scm.sample(benchmark.streams(benchmark.seeds.test[seed_list], f"test/{seed_list}", family, indices), kind.d)
+    data, intervened = given_rows(scm, kind.n, kind.interventional_rows)
+    return standardise(data, intervened)[0] if benchmark.standardise_input else data, intervened, scm.graphs
+
+# %% ../../nbs/runners/38_learning.ipynb #3c975342
+def calibration(
+    net: AmortisedModel,
+    benchmark: Benchmark,  # linear Gaussian, of at most five nodes
+    family: str,  # one of its test families
+    n_tasks: int = 4000,  # after the frozen ones
+) -> dict[str, float]:  # ece of the model, ece of the exact posterior on the same tasks, which is the floor, and n_tasks
+    "Expected calibration errors of edge probabilities on many tasks."
+    given, right, truth, first = [], [], [], benchmark.test[family].tasks
+    for start in range(first, first + n_tasks, 250):
+        data, intervened, graphs = further(benchmark, family, range(start, min(start + 250, first + n_tasks)))
+        given += [p.edge_probs for p in net.posterior(data, intervened, n_samples=1, generator=torch_generator(0, "calibration", family, start, "posterior"))]
+        right += exact_posterior(data, intervened).edge_probs
+        truth += graphs
+    def ece(probs: list[Tensor]) -> float: return reliability_curve(*edge_entries(probs, truth)).ece
+    return {"ece": ece(given), "exact": ece(right), "n_tasks": n_tasks}
+
+# %% ../../nbs/runners/38_learning.ipynb #a9e9725c
+def tasks_of(
+    benchmark: Benchmark,
+    seed_list: str = "a",
+    most: int | None = None,  # tasks of each family; None: all
+) -> dict[str, list[Task]]:  # family -> its tasks
+    "The test tasks, sorted by family."
+    found: dict[str, list[Task]] = {}
+    fixed = MetaFixedDataset(benchmark, seed_list, most=most)
+    for i in range(len(fixed)): found.setdefault(fixed.keys[i][0], []).append(fixed[i])
+    return found
+
+def against_truth(
+    posteriors: Sequence[Posterior],  # one for each task
+    tasks: Sequence[Task],  # of one family
+    n_samples: int,  # K0, the benchmark's number of posterior samples
+) -> dict[str, Any]:  # metric -> [mean, standard error]; ece, and n, the number of tasks
+    "Means over tasks."
+    found = []
+    for p, t in zip(posteriors, tasks):
+        weights, edges = p.weights.cpu(), edge_metrics(p.edge_probs, t.graph, n_samples)
+        values = {"e_shd2": expectation(shd2(p.graphs, t.graph), weights), "e_f1": expectation(edge_f1(p.graphs, t.graph), weights), "log_prob_graph": p.log_prob(t.graph)}
+        found.append(values | {k: edges[k] for k in ("auroc", "auprc", "edge_log_prob")})
+    columns = {k: np.array([v[k] for v in found if v[k] is not None], dtype=float) for k in found[0]}
+    means = {k: [float(x.mean()), float(x.std(ddof=1)/len(x)**.5) if len(x) > 1 else None] for k, x in columns.items() if len(x)}
+    return {**means, "ece": reliability_curve(*edge_entries([p.edge_probs for p in posteriors], [t.graph for t in tasks])).ece, "n": len(tasks)}
+
+# %% ../../nbs/runners/38_learning.ipynb #4630bd1d
+def along_training(
+    run: RunDir,
+    model: str,  # one of its amortised models
+    groups: Mapping[str, Sequence[Task]],  # family -> tasks, from `tasks_of`
+    n_samples: int,  # graphs per posterior, the benchmark's number
+    say: Any = None,  # a function that is told each row
+    most: int | None = None,  # checkpoints at most, see `kept`
+) -> list[dict[str, Any]]:  # a row for each kept checkpoint and family: step, tasks_seen, cpu_seconds, family, and what `against_truth` says
+    "Each kept checkpoint against the truth."
+    rows = []
+    for path in kept(run, model, most):
+        net, facts = load_model(path)
+        for family, tasks in groups.items():
+            generator = torch_generator(run.config.training_seed, "learning-curve", family, 0, f"posterior/{model}")
+            found = net.posterior(torch.stack([t.data for t in tasks]), torch.stack([t.intervened for t in tasks]), n_samples=n_samples, generator=generator)
+            rows.append({"model": model, **{k: facts[k] for k in ("step", "tasks_seen", "cpu_seconds")}, "family": family, **against_truth(found, tasks, n_samples)})
             if say: say(rows[-1])
     return rows
