@@ -158,6 +158,7 @@ def export(
     name: Annotated[str, typer.Argument(help="Of what is made: <name>.safetensors and <name>.json.")],
     out: Annotated[Path, typer.Option(help="The folder for the two files.")] = Path("pretrained"),
     card: Annotated[Optional[Path], typer.Option(help="A YAML file with description, figures, calibration, breaks, licence and frozen.")] = None,
+    tables: Annotated[int, typer.Option(min=0, help="Training tables to draw, to know by them a table that is unlike them; 0: the model will not warn.")] = 2000,
     float32: Annotated[bool, typer.Option("--float32", help="Keep full precision; half the size is the default.")] = False,
     experiments: Experiments = Path("experiments"),
 ) -> None:
@@ -166,9 +167,11 @@ def export(
     from causal_meta.runners.methods import find_trained
     from causal_meta.runners.pretrained import export_pretrained
     from causal_meta.runners.runs import find_run
+    from causal_meta.runners.shift import fit_reference
 
     found = find_trained(run, experiments) or (find_run(run, experiments), "")  # find_run says which there are
-    path = export_pretrained(*found, name, out, read_yaml(card)[0] if card else None, half=not float32)
+    shift = fit_reference(found[0].benchmark(), tables) if tables else None
+    path = export_pretrained(*found, name, out, read_yaml(card)[0] if card else None, shift=shift, half=not float32)
     typer.echo(f"wrote {path}\nwrote {path.with_suffix('.json')}")
 
 # %% ../nbs/51_cli.ipynb #650a0f54

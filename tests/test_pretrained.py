@@ -237,7 +237,7 @@ def test_commands_for_cards(monkeypatch, capsys, tmp_path, run):
 
     assert [line.split()[0] for line in said("pretrained", "list").splitlines()] == pretrained_names()
     (tmp_path/"card.yaml").write_text("description: A test.\nbreaks: [Everywhere.]\nfrozen: {tasks: 1, families: [id/linear_er]}\n")
-    said("export", "mine/net", "mine-v1", "--out", tmp_path/"out", "--card", tmp_path/"card.yaml", "--float32", "--experiments", run.path.parent)
+    said("export", "mine/net", "mine-v1", "--out", tmp_path/"out", "--card", tmp_path/"card.yaml", "--float32", "--tables", "64", "--experiments", run.path.parent)
     path = tmp_path/"out/mine-v1.safetensors"
     page = said("pretrained", "show", path)
     assert "## mine-v1" in page and "- Everywhere." in page and "smoke-v1" in page

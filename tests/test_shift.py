@@ -129,7 +129,7 @@ def test_one_size_is_enough():
     reference = fit_statistics(*training_statistics(load_benchmark("linear20-v1"), 100))
     assert all(t.isfinite().all() for t in reference.values())
     said = shift_remarks(reference, torch.randn(30, 3), torch.arange(90).view(30, 3) % 7 == 0)
-    assert "rows, the table has 30" in said[0] and "columns, the table has 3" in said[1] and "without interventions" in said[2]
+    assert "rows, this one has 30" in said[0] and "columns, this one has 3" in said[1] and "without interventions" in said[2]
 
 
 def test_every_statistic_has_words(): assert {what for _, what in STATISTICS} == set(WORDS)

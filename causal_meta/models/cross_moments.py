@@ -63,7 +63,7 @@ def blocks(
     m: int,  # functions per node
 ) -> Tensor:  # (B, d, d, m, m), [b, i, j] is the block of nodes i and j
     "Cut a matrix of products into one block for each ordered pair of nodes."
-    return products.unflatten(-1, (-1, m)).unflatten(-3, (-1, m)).transpose(-3, -2)
+    return products.unflatten(-1, (-1, m)).unflatten(-3, (-1, m)).transpose(-3, -2).contiguous()
 
 # %% ../../nbs/models/13_cross_moments.ipynb #99e2cbda
 def masked_moments(

@@ -17,8 +17,7 @@ from .attention import full_precision, mask_or_none
 from .avici import sample_edges
 from .base import LOG_PROBS, AmortisedModel, Budget, Clock, Loss, Posterior, Sized, complete, in_pieces, pair_mask, register, within
 from .cross_moments import CrossMoments
-from .permutations import gumbel, task_gumbel
-from .sequential_orders import OrderModel, bound, draw_orders, exact_log_probs, order_model, precedence, without_padding
+from .sequential_orders import OrderModel, bound, draw_orders, exact_log_probs, order_model, precedence, task_uniforms, without_padding
 from .triangles import TriangleBlock
 
 # %% auto #0
@@ -153,7 +152,7 @@ def graph_nats(
     "The loss of the head for DAGs."
     model, graphs = without_padding(model, batch.graphs)
     if graphs.shape[-1] <= config.exact_nodes: return -exact_log_probs(model, graphs[:, None])[:, 0]
-    return -bound(model, graphs, task_gumbel(batch.keys, model.node_mask, config.orders, config.noise_seed))
+    return -bound(model, graphs, task_uniforms(batch.keys, model.node_mask, config.orders, config.noise_seed))
 
 def pairformer_loss(
     model: Pairformer,
@@ -198,8 +197,8 @@ def _drawn(marginal: Tensor | None, orders: OrderModel | None, k: int, generator
     "Graphs (B, k, d, d), and edge probabilities (B, d, d) as means over their orders."
     if orders is None: return draw_pairs(marginal, k, generator), None
     B, d = orders.scores.shape
-    allowed = precedence(orders, *draw_orders(orders, gumbel((B, k, d, d), generator, orders.scores.device)))
     probs = orders.logits.sigmoid()
+    allowed = precedence(orders, *draw_orders(orders, torch.rand((B, k, d), generator=generator, device=generator.device).to(probs.device)))
     return sample_edges(probs, k, generator) & allowed, probs*allowed.float().mean(1)
 
 def _one(probs: Tensor, graphs: Tensor, scores: Tensor | None, orders: OrderModel | None, b: int, real: Tensor, info: dict) -> Posterior:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor
 from ..datasets.graphs import is_dag
 from ..datasets.randomness import torch_generator
 from .base import LOG_PROBS, Posterior
-from .permutations import NEVER, gumbel
+from .permutations import NEVER
 
 # %% auto #0
 __all__ = ['OrderModel', 'order_model', 'without_padding', 'edge_terms', 'subsets', 'exact_log_probs', 'draw_orders',
-           'importance_weights', 'bound', 'precedence', 'sequential_orders_log_prob']
+           'task_uniforms', 'importance_weights', 'bound', 'precedence', 'sequential_orders_log_prob']
 
 # %% ../../nbs/models/13b_sequential_orders.ipynb #61c2a7d7
 class OrderModel(NamedTuple):
@@ -92,22 +93,35 @@ def exact_log_probs(
 # %% ../../nbs/models/13b_sequential_orders.ipynb #162bae38
 def draw_orders(
     model: OrderModel,  # of B tasks
-    noise: Tensor,  # (B, S, d, d) Gumbel numbers: of node i at position t
+    uniform: Tensor,  # (B, S, d) numbers from [0, 1), one for each position
     graphs: Tensor | None = None,  # (B, d, d) bool: only orders that allow this graph; None: any order
 ) -> tuple[Tensor, Tensor]:  # placed (B, S, d, d) bool, [b, s, t] the nodes before position t; chosen (B, S, d, d) bool, [b, s, t] the one at position t
     "Orders of the model, or of the model restricted at each position to nodes whose parents are all placed."
-    B, S, d, _ = noise.shape
-    placed = (~model.node_mask)[:, None].expand(B, S, d)
-    scores, after, befores, chosen = model.scores.detach()[:, None], model.after.detach(), [], []
-    parents = None if graphs is None else graphs.to(scores.dtype)
+    B, S, d = uniform.shape
+    placed, weights, befores, chosen = (~model.node_mask)[:, None].expand(B, S, d), model.scores.detach()[:, None].expand(B, S, d), [], []
+    parents, after, uniform = None if graphs is None else graphs.to(weights.dtype), model.after.detach(), uniform.clamp(max=1 - 1e-6)  # so that rounding picks no one behind the last
     for t in range(d):
-        ready = ~placed if parents is None else ~placed & ((~placed).to(scores.dtype) @ parents == 0)
-        weights = scores + placed.to(scores.dtype) @ after + noise[:, :, :, t]
-        pick = F.one_hot(weights.masked_fill(~ready, -math.inf).argmax(-1), d).bool() & ready  # none where all are placed
+        ready = ~placed if parents is None else ~placed & ((~placed).to(weights.dtype) @ parents == 0)
+        chances = weights.masked_fill(~ready, NEVER)
+        below = (chances - chances.amax(-1, keepdim=True)).exp().masked_fill(~ready, 0.).cumsum(-1)
+        pick = (below <= uniform[:, :, t, None]*below[..., -1:]).sum(-1, keepdim=True).clamp(max=d - 1)
+        one = torch.zeros_like(placed).scatter(-1, pick, True) & ready  # none where all are placed
         befores.append(placed)
-        chosen.append(pick)
-        placed = placed | pick
+        chosen.append(one)
+        placed, weights = placed | one, weights + after.gather(1, pick.expand(B, S, d))
     return torch.stack(befores, 2), torch.stack(chosen, 2)
+
+def task_uniforms(
+    keys: Sequence[tuple[str, str, int]],  # B keys of tasks: family, split, index
+    node_mask: Tensor,  # (B, d) bool
+    n_samples: int,  # S orders per task
+    seed: int = 0,  # root of the keys
+) -> Tensor:  # (B, S, d) on the device of node_mask
+    "Numbers for `draw_orders` that are a function of each task's own key."
+    out = torch.zeros(len(keys), n_samples, node_mask.shape[-1])
+    for b, ((family, split, index), k) in enumerate(zip(keys, node_mask.sum(-1).tolist())):
+        out[b, :, :k] = torch.rand(n_samples, k, generator=torch_generator(seed, split, family, index, "posterior/orders"))
+    return out.to(node_mask.device)
 
 # %% ../../nbs/models/13b_sequential_orders.ipynb #028459cf
 def importance_weights(
@@ -131,11 +145,11 @@ def importance_weights(
 def bound(
     model: OrderModel,  # of B tasks
     graphs: Tensor,  # (B, d, d) bool, acyclic
-    noise: Tensor,  # (B, S, d, d) Gumbel numbers
+    uniform: Tensor,  # (B, S, d) numbers from [0, 1)
 ) -> Tensor:  # (B,) nats
     "An importance-weighted lower bound, on average, of the log-probability of a graph (Burda et al. 2016); tight as S grows."
-    with torch.no_grad(): placed, chosen = draw_orders(model, noise, graphs)
-    return importance_weights(model, graphs, placed, chosen).logsumexp(-1) - math.log(noise.shape[1])
+    with torch.no_grad(): placed, chosen = draw_orders(model, uniform, graphs)
+    return importance_weights(model, graphs, placed, chosen).logsumexp(-1) - math.log(uniform.shape[1])
 
 # %% ../../nbs/models/13b_sequential_orders.ipynb #f5cdc655
 def precedence(
@@ -161,11 +175,11 @@ def sequential_orders_log_prob(
     acyclic = is_dag(flat).nonzero()[:, 0]
     for part in acyclic.split(256 if d <= exact_nodes else 16):
         if d <= exact_nodes: out[part] = exact_log_probs(model, flat[None, part])[0]
-        else: out[part] = bound(OrderModel(*(t.expand(len(part), *t.shape[1:]) for t in model)), flat[part], _fixed_noise(d, orders, flat.device).expand(len(part), -1, -1, -1))
+        else: out[part] = bound(OrderModel(*(t.expand(len(part), *t.shape[1:]) for t in model)), flat[part], _fixed_uniforms(d, orders, flat.device).expand(len(part), -1, -1))
     return out.reshape(graphs.shape[:-2])
 
-def _fixed_noise(d: int, orders: int, device: torch.device) -> Tensor:
-    "(1, orders, d, d) float64 Gumbel numbers, always the same."
-    return gumbel((1, orders, d, d), torch_generator(0, "log_prob", "sequential_orders", d, "posterior/orders"), device).double()
+def _fixed_uniforms(d: int, orders: int, device: torch.device) -> Tensor:
+    "(1, orders, d) float64, always the same."
+    return torch.rand((1, orders, d), generator=torch_generator(0, "log_prob", "sequential_orders", d, "posterior/orders"), dtype=torch.float64).to(device)
 
 LOG_PROBS["sequential_orders"] = sequential_orders_log_prob

@@ -24,6 +24,7 @@ from ..datasets.benchmarks import TOLERANCE, benchmarks, load_benchmark, sketch
 from ..datasets.randomness import torch_generator
 from ..datasets.schema import Benchmark, canonical_json
 from ..datasets.streams import validation_batches
+from ..datasets.tables import Table
 from ..datasets.tasks import draw_task
 from ..datasets.validation import InputError, Strict, one_of, parse
 from ..metrics.calibration import edge_metrics
@@ -32,6 +33,7 @@ from ..models.base import MODELS, AmortisedModel, build_model
 from .methods import Method, span
 from .pre_training import best_model
 from .runs import RunDir, environment, write_atomic, write_json
+from .shift import shift_remarks
 
 # %% auto #0
 __all__ = ['FORMAT', 'NAME', 'DEFAULT', 'BEYOND', 'stored_weights', 'pack', 'unpack', 'rebuild', 'rounding', 'FrozenChoice',
@@ -254,6 +256,10 @@ class Pretrained(Method):
     def max_nodes(self) -> int:
         "The largest table it answers."
         return BEYOND*max(self.facts["d"])
+
+    def remarks(self, table: Table) -> list[str]:
+        "What a careful reader of the answer should know: also whether the table is unlike those of training."
+        return shift_remarks(self.shift, table.data, table.intervened, table.names) if self.shift else super().remarks(table)
 
 def load_pretrained(
     name_or_path: str | Path = DEFAULT,  # a name of `pretrained_names()`, or the path of a .safetensors file

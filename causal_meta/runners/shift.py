@@ -18,6 +18,7 @@ from torch import Tensor
 from ..datasets.schema import Benchmark
 from ..datasets.streams import given_rows, mixture_batch, sizes_of, standardise
 from ..datasets.validation import InputError, one_of
+from .methods import size_remarks
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PAIRS', 'MOST_BINS', 'ROWS_PER_BIN', 'STATISTICS', 'FLOOR', 'RIDGE', 'SHARP', 'SHRINK', 'FOLDS', 'UPPER',
@@ -433,9 +434,7 @@ def shift_remarks(
     "What a careful reader should know before believing a posterior."
     some = None if intervened is None else intervened[None]
     (n, d, share), (low, high) = table_sizes(data[None], some)[0].tolist(), reference["range"].tolist()
-    said = []
-    if not low[0] <= n <= high[0]: said.append(f"the model was trained on {low[0]:.0f} to {high[0]:.0f} rows, the table has {n:.0f}")
-    if not low[1] <= d <= high[1]: said.append(f"the model was trained on {low[1]:.0f} to {high[1]:.0f} columns, the table has {d:.0f}")
+    said = size_remarks({"n": [round(low[0]), round(high[0])], "d": [round(low[1]), round(high[1])]}, round(n), round(d))
     if share > 0 and high[2] == 0: said.append(f"the model was trained without interventions, and the table has them in {share:.0%} of its rows")
     p = float(shift_p(reference, data[None], some))
     if p >= WARN: return said
