@@ -17,9 +17,10 @@ from torch import Tensor
 from .datasets.tables import Table
 from .datasets.validation import InputError
 from .models.base import MODELS, Budget, Posterior, build_model
+from .models.weights import DEFAULT, pretrained_names
 from .runners.methods import Method, find_trained
 from .runners.pre_training import best_model, load_model
-from .runners.pretrained import DEFAULT, load_pretrained, pretrained_names
+from .runners.pretrained import load_pretrained
 from .runners.runs import write_atomic, write_json
 
 # %% auto #0

@@ -128,7 +128,7 @@ Weights = Annotated[str, typer.Argument(help="A name that `list` prints, or the 
 def pretrained_list() -> None:
     "The weights that ship with the package."
     from causal_meta.runners.methods import span
-    from causal_meta.runners.pretrained import pretrained_names, read_card
+    from causal_meta.models.weights import pretrained_names, read_card
 
     for name in pretrained_names():
         card = read_card(name)
@@ -138,7 +138,8 @@ def pretrained_list() -> None:
 @pretrained_app.command("show")
 def pretrained_show(name: Weights) -> None:
     "A model card: data, cost, what was measured, where it breaks."
-    from causal_meta.runners.pretrained import card_page, read_card
+    from causal_meta.models.weights import read_card
+    from causal_meta.runners.pretrained import card_page
 
     typer.echo(card_page(read_card(name)))
 

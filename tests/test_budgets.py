@@ -25,7 +25,7 @@ LONG = {"exact": [({}, 100)], "mcmc": [({"steps": 10**7}, 100)], "random": [({},
         "dibs": [({"n_steps": 10**6}, 100), ({"mode": "joint", "n_steps": 10**6}, 100), ({"mode": "joint", "mechanism": "mlp", "n_steps": 10**6}, 100)],
         "bayesdag": [({"steps": 10**7}, 1000), ({"mechanism": "nonlinear", "steps": 10**7}, 1000)], "sortability": [({}, 10**7)],
         "avici": [({"size": "tiny"}, 10**7), ({"size": "tiny", "acyclic": True}, 10**7)], "bcnp": [({"size": "tiny"}, 10**7)],
-        "pairformer": [({"size": "tiny"}, 10**7), ({"size": "tiny", "head": "edges"}, 10**7)]}
+        "pairformer": [({"size": "tiny"}, 10**7), ({"size": "tiny", "head": "edges"}, 10**7)], "pretrained": [({}, 10**7)]}
 CASES = [(name, *case) for name in sorted(MODELS) for case in LONG[name]]  # a new model has to say here what would take it long
 NAMES = [f"{name}{i}" for name in sorted(MODELS) for i in range(len(LONG[name]))]
 MECHANISMS = {"linear-nuts": (PyroLinearSCM, PyroLinearConfig(method="nuts", warmup=10**5)), "linear-svi": (PyroLinearSCM, PyroLinearConfig(method="svi", iterations=10**7)),

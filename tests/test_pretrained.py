@@ -12,10 +12,10 @@ import torch
 import causal_meta
 from causal_meta.datasets.tables import Table, read_table
 from causal_meta.datasets.validation import InputError
+from causal_meta.models.weights import DEFAULT, FORMAT, pack, pretrained_folder, pretrained_names, read_card, stored_weights, unpack
 from causal_meta.runners.config import load_config
 from causal_meta.runners.pre_training import load_model, pre_train
-from causal_meta.runners.pretrained import (BEYOND, DEFAULT, FORMAT, check_pretrained, export_pretrained, load_pretrained, pack, pretrained_folder, pretrained_names,
-                                            read_card, rounding, stored_weights, unpack)
+from causal_meta.runners.pretrained import BEYOND, check_pretrained, export_pretrained, load_pretrained, rounding
 from causal_meta.runners.runs import create_run
 
 ROOT = Path(__file__).parents[1]

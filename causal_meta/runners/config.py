@@ -25,6 +25,7 @@ import causal_meta.models.mcmc  # noqa: F401
 import causal_meta.models.pairformer  # noqa: F401
 import causal_meta.models.random  # noqa: F401
 import causal_meta.models.sortability  # noqa: F401
+import causal_meta.models.weights  # noqa: F401
 from ..datasets.schema import canonical_json
 from ..datasets.validation import InputError, Strict, one_of, parse
 from ..models.base import MODELS, Budget
