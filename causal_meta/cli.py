@@ -13,8 +13,8 @@ import typer
 
 # %% auto #0
 __all__ = ['app', 'benchmark_app', 'pretrained_app', 'Experiments', 'Run', 'Weights', 'run', 'pretrain', 'infer', 'evaluate',
-           'report', 'posterior', 'pretrained_list', 'pretrained_show', 'pretrained_verify', 'export', 'benchmark_list',
-           'benchmark_show', 'benchmark_verify', 'main']
+           'report', 'posterior', 'pretrained_list', 'pretrained_show', 'pretrained_verify', 'pretrained_measure',
+           'export', 'benchmark_list', 'benchmark_show', 'benchmark_verify', 'main']
 
 # %% ../nbs/51_cli.ipynb #3cb1705c
 app = typer.Typer(name="causal-meta", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -127,8 +127,8 @@ Weights = Annotated[str, typer.Argument(help="A name that `list` prints, or the 
 @pretrained_app.command("list")
 def pretrained_list() -> None:
     "The weights that ship with the package."
-    from causal_meta.runners.methods import span
     from causal_meta.models.weights import pretrained_names, read_card
+    from causal_meta.runners.methods import span
 
     for name in pretrained_names():
         card = read_card(name)
@@ -153,6 +153,15 @@ def pretrained_verify(name: Weights) -> None:
     typer.echo("\n".join(differences) or f"{found.name}: the file is whole, and gives its {len(found.card['frozen'])} frozen figures.")
     if differences: raise typer.Exit(1)
 
+@pretrained_app.command("measure")
+def pretrained_measure(name: Weights, runs: Annotated[list[str], typer.Argument(help="Evaluated runs with a model of type pretrained.")],
+                       experiments: Experiments = Path("experiments")) -> None:
+    "Put what evaluated runs have found into the card of some weights."
+    from causal_meta.runners.pretrained import add_figures
+    from causal_meta.runners.runs import find_run
+
+    typer.echo(f"wrote {add_figures(name, [find_run(run, experiments) for run in runs])}")
+
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="A run, or run/model where it has several amortised models.")],
@@ -168,11 +177,9 @@ def export(
     from causal_meta.runners.methods import find_trained
     from causal_meta.runners.pretrained import export_pretrained
     from causal_meta.runners.runs import find_run
-    from causal_meta.runners.shift import fit_reference
 
     found = find_trained(run, experiments) or (find_run(run, experiments), "")  # find_run says which there are
-    shift = fit_reference(found[0].benchmark(), tables) if tables else None
-    path = export_pretrained(*found, name, out, read_yaml(card)[0] if card else None, shift=shift, half=not float32)
+    path = export_pretrained(*found, name, out, read_yaml(card)[0] if card else None, tables=tables, half=not float32)
     typer.echo(f"wrote {path}\nwrote {path.with_suffix('.json')}")
 
 # %% ../nbs/51_cli.ipynb #650a0f54

@@ -27,16 +27,18 @@ from ..datasets.tasks import draw_task
 from ..datasets.validation import InputError, Strict, one_of, parse
 from ..metrics.calibration import edge_metrics
 from ..metrics.graph import off_diagonal
-from ..models.base import MODELS, AmortisedModel
-from ..models.weights import DEFAULT, FORMAT, pack, read_weights, rebuild, stored_weights, unpack
+from ..metrics.pooled_calibration import counts_table, pooled_ece
+from ..models.base import MODELS, AmortisedModel, load_posterior
+from ..models.weights import DEFAULT, FORMAT, pack, read_card, read_weights, rebuild, stored_weights, unpack, weights_file
 from .methods import Method, span
 from .pre_training import best_model
 from .runs import RunDir, environment, write_atomic, write_json
-from .shift import shift_remarks
+from .shift import fit_reference, shift_remarks
 
 # %% auto #0
-__all__ = ['NAME', 'BEYOND', 'rounding', 'FrozenChoice', 'frozen_figures', 'frozen', 'Figure', 'Notes', 'computed_card',
-           'export_pretrained', 'Pretrained', 'load_pretrained', 'check_pretrained', 'card_page']
+__all__ = ['NAME', 'BEYOND', 'MEASURED', 'rounding', 'FrozenChoice', 'frozen_figures', 'frozen', 'Figure', 'Notes',
+           'computed_card', 'export_pretrained', 'Pretrained', 'load_pretrained', 'check_pretrained',
+           'measured_figures', 'add_figures', 'card_page']
 
 # %% ../../nbs/runners/39a_pretrained.ipynb #15c20538
 @torch.no_grad()
@@ -143,7 +145,7 @@ def export_pretrained(
     folder: str | Path,  # where the two files go
     card: Mapping[str, Any] | None = None,  # the keys of `Notes`
     *,
-    shift: Mapping[str, Tensor] | None = None,  # a reference for tables unlike those of training
+    tables: int = 0,  # training tables to draw, to know by them a table that is unlike them; 0: there will be no such warning
     half: bool = True,  # whether matrices are rounded to bfloat16
 ) -> Path:  # the weights file; the card is beside it
     "Make `<name>.safetensors` and `<name>.json` of a run's best weights."
@@ -151,14 +153,14 @@ def export_pretrained(
     if name in MODELS: raise InputError(f"the name '{name}' is that of a registered model; choose another, for example '{name}-mine'.")
     one_of(model, run.config.of_kind("amortised"), f"amortised model of run '{run.name}'")
     notes, (net, facts) = parse(Notes, card or {}, "card"), best_model(run, model)
-    weights = stored_weights(net, half)
-    content = pack(weights, facts, shift or {})
+    weights, shift = stored_weights(net, half), fit_reference(run.benchmark(), tables) if tables else {}
+    content = pack(weights, facts, shift)
     rounded = rebuild(*unpack(content, name)[:2])
     counts = {str(kind).removeprefix("torch."): sum(t.numel() for t in weights.values() if t.dtype == kind) for kind in sorted({t.dtype for t in weights.values()}, key=str)}
     said = {k: v for k, v in notes.model_dump(mode="json", exclude_none=True).items() if k != "frozen"}
     whole = {"name": name, "format": FORMAT, **said, **computed_card(run, model, net, facts),
              "weights": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "entries": counts,
-                         "rounding": rounding(net, rounded, run.benchmark()), "shift": sorted(shift or {})},
+                         "rounding": rounding(net, rounded, run.benchmark()), "shift": sorted(shift)},
              "frozen": frozen(rounded, notes.frozen, run.benchmark())}
     path = write_atomic(Path(folder)/f"{name}.safetensors", content)
     write_json(path.with_suffix(".json"), whole)
@@ -205,6 +207,45 @@ def check_pretrained(
             if (found[k] is None) != (e[k] is None) or (e[k] is not None and abs(found[k] - e[k]) > tolerance):
                 out.append(f"{k} on {e['benchmark']}, {e['family']}, is {found[k]}; the card says {e[k]}")
     return out
+
+# %% ../../nbs/runners/39a_pretrained.ipynb #c64fb16a
+MEASURED = {"auroc": ("AUROC of the edge probabilities", "1"), "edge_log_prob_mean": ("log-probability of edge or no edge", "nats per pair")}
+
+def measured_figures(
+    run: RunDir,  # evaluated
+    sha256: str,  # of the weights that are meant
+) -> dict[str, list[dict[str, Any]]]:  # figures and calibration, as in `Notes`
+    "What a run says of some weights, by factor."
+    own = [name for name, spec in run.config.models.items() if spec.type == "pretrained"]
+    if len(own) != 1: raise InputError(f"run '{run.name}' has {len(own)} models of type pretrained; it must have one.")
+    if not run.raw.exists(): raise InputError(f"run '{run.name}' has no results yet: run `causal-meta run {run.name}` first.")
+    artifacts = sorted((run.path/"inference"/own[0]).rglob("*.safetensors"))
+    if not artifacts or any(load_posterior(path).info.get("sha256") != sha256 for path in artifacts):
+        raise InputError(f"run '{run.name}' has posteriors of other weights than the card's: run it again.")
+    groups, found = {}, {"figures": [], "calibration": []}
+    for r in json.loads(run.raw.read_text())["records"]:
+        if r["model"] == own[0]: groups.setdefault(r["family"].split("/")[0], []).append(r)
+    for group, records in groups.items():
+        about = {"on": f"{run.config.benchmark}, {group}", "command": f"causal-meta run {run.config.name}"}
+        for metric, (what, unit) in MEASURED.items():
+            x = torch.tensor([v for r in records if (v := r["metrics"].get(metric)) is not None], dtype=torch.float64)
+            if len(x): found["figures"].append({"what": what, "value": x.mean().item(), "unit": unit, **({"se": (x.std()/len(x)**.5).item()} if len(x) > 1 else {}), "tasks": len(x), **about})
+        table = counts_table([r["reliability"] for r in records if r.get("reliability")])
+        if len(table): found["calibration"].append({"what": "expected calibration error of all entries together", "value": pooled_ece(table.sum(0)).item(), "unit": "1", "tasks": len(table), **about})
+    return found
+
+def add_figures(
+    name_or_path: str | Path,  # of weights with their card
+    runs: Sequence[RunDir],  # evaluated, each with these weights as a model of type pretrained
+) -> Path:  # the card
+    "Put what runs have measured into a card."
+    card, path = read_card(name_or_path), weights_file(name_or_path).with_suffix(".json")
+    found = [measured_figures(run, card["weights"]["sha256"]) for run in runs]
+    for kind in ("figures", "calibration"):
+        new = [parse(Figure, f, "card").model_dump(mode="json", exclude_none=True) for of in found for f in of[kind]]
+        card[kind] = [f for f in card[kind] if f["command"] not in {n["command"] for n in new}] + new
+    write_json(path, card)
+    return path
 
 # %% ../../nbs/runners/39a_pretrained.ipynb #2100081e
 def _figures(title: str, figures: Sequence[Mapping[str, Any]]) -> list[str]:
