@@ -8,7 +8,7 @@ from causal_meta.datasets.randomness import torch_generator
 from causal_meta.datasets.tasks import MetaFixedDataset, Task
 from causal_meta.metrics.equivalence import class_posterior
 from causal_meta.runners.evaluation import evaluate
-from causal_meta.runners.learning import against_exact, against_truth, along_training, calibration, kept, of_prior, reference, tasks_of
+from causal_meta.runners.learning import against_exact, against_truth, along_training, calibration, kept, of_prior, reference, side_by_side, tasks_of
 from causal_meta.runners.pre_training import load_model
 from causal_meta.runners.runs import RunDir, find_run
 
@@ -42,13 +42,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", help="amortised models of the run; all of them unless said")
     parser.add_argument("--most", type=int, help="checkpoints at most: the last, and others whose steps are in a constant ratio; all unless said")
     parser.add_argument("--calibrate", type=int, default=0, metavar="N", help="with an exact posterior: the calibration of the last checkpoint on so many further tasks of each family")
+    parser.add_argument("--side-by-side", type=int, default=0, metavar="N", help="instead of the test tasks: the losses of all models on N batches of held-out tasks, compared with the first model's")
     options = parser.parse_args()
     run = find_run(options.run)
     benchmark, models = run.benchmark(), options.models or run.config.of_kind("amortised")
     found = {"run": run.name, "benchmark": benchmark.name, "models": {model: trained(run, model) for model in models},
              "beside": {other.name: {model: trained(other, model) for model in other.config.of_kind("amortised") if other.log("pre_training", model).exists()}
                         for other in map(find_run, options.beside)}}
-    if benchmark.name.startswith("exact"):
+    if options.side_by_side: found["side_by_side"] = side_by_side(run, models, options.side_by_side)
+    elif benchmark.name.startswith("exact"):
         refs = [reference(benchmark, family) for family in benchmark.test]
         found["prior"] = {ref.family: of_prior(ref) for ref in refs}
         found["exact"] = {ref.family: {"log_prob": ref.log_prob} for ref in refs}

@@ -40,7 +40,7 @@ def gradient_of_first_step(rank, model):
     return means["loss"], [None if p.grad is None else p.grad.flatten().tolist() for p in net.parameters()]
 
 
-@pytest.mark.parametrize("model", ["avici", "bcnp", "pairformer"])
+@pytest.mark.parametrize("model", [pytest.param("avici", marks=pytest.mark.slow), "bcnp", "pairformer"])
 def test_the_gradient_does_not_depend_on_the_number_of_ranks(model):
     alone = gradient_of_first_step(Rank(), model)
     for loss, grads in together(gradient_of_first_step, 2, model):

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..datasets.benchmarks import Benchmark
 from ..datasets.graphs import enumerate_dags
 from ..datasets.randomness import torch_generator
-from ..datasets.streams import given_rows, standardise
+from ..datasets.streams import MetaIterableDataset, given_rows, standardise
 from ..datasets.tasks import MetaFixedDataset, Task
 from ..datasets.validation import InputError, one_of
 from ..metrics.against_exact import pair_state_probs
@@ -26,12 +26,12 @@ from ..metrics.expectations import expectation
 from ..metrics.graph import edge_f1, off_diagonal, shd2
 from ..models.base import AmortisedModel, Posterior
 from ..models.exact import exact_posterior
-from .pre_training import load_model
+from .pre_training import best_model, load_model
 from .runs import RunDir
 
 # %% auto #0
 __all__ = ['Reference', 'reference', 'distances', 'of_prior', 'kept', 'against_exact', 'further', 'calibration', 'tasks_of',
-           'against_truth', 'along_training']
+           'against_truth', 'along_training', 'side_by_side']
 
 # %% ../../nbs/runners/38_learning.ipynb #ece30497
 @dataclass(frozen=True)
@@ -182,4 +182,31 @@ def along_training(
             found = net.posterior(torch.stack([t.data for t in tasks]), torch.stack([t.intervened for t in tasks]), n_samples=n_samples, generator=generator)
             rows.append({"model": model, **{k: facts[k] for k in ("step", "tasks_seen", "cpu_seconds")}, "family": family, **against_truth(found, tasks, n_samples)})
             if say: say(rows[-1])
+    return rows
+
+# %% ../../nbs/runners/38_learning.ipynb #b2bb7ff3
+@torch.no_grad()
+def side_by_side(
+    run: RunDir,
+    models: Sequence[str],  # amortised models of the run; the others are compared with the first
+    batches: int = 16,  # blocks of held-out tasks of one size
+) -> list[dict[str, Any]]:  # a row for each model and part of its loss: model, part, mean, difference from the first model and its standard error (None where the first has no such part), tasks, tasks_seen, cpu_seconds
+    "The parts of the loss of several models on the same held-out tasks."
+    benchmark, losses, facts = run.benchmark(), {}, {}
+    block = benchmark.train.size_block
+    stream = MetaIterableDataset(benchmark, "validation", global_batch=block, start=-(-benchmark.validation//block))
+    held_out = [batch for step in range(batches) for batch in stream.at(stream.start + step)]
+    for model in models:
+        net, facts[model] = best_model(run, model)
+        losses[model] = [net.loss(batch) for batch in held_out]
+    def column(model: str, part: str) -> np.ndarray: return np.array([loss.parts[part] for loss in losses[model]])
+    rows = []
+    for model in models:
+        for part in losses[model][0].parts:
+            x = column(model, part)
+            row = {"model": model, "part": part, "mean": float(x.mean()), "difference": None, "se": None, "tasks": sum(map(len, held_out)), **{k: facts[model][k] for k in ("tasks_seen", "cpu_seconds")}}
+            if part in losses[models[0]][0].parts:
+                away = x - column(models[0], part)
+                row |= {"difference": float(away.mean()), "se": float(away.std(ddof=1)/len(away)**.5)}
+            rows.append(row)
     return rows
