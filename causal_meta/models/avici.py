@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..datasets.graphs import is_dag
 from .attention import CHANNELS, Block, along, cell_inputs, full_precision, mask_or_none
-from .base import AmortisedModel, Budget, Clock, Loss, Posterior, Sized, complete, in_pieces, pair_mask, register, within
+from .base import AmortisedModel, Budget, Clock, Loss, Posterior, Sized, between_real, complete, evaluating, in_pieces, pair_mask, register, within
 
 # %% auto #0
 __all__ = ['perron_weights', 'spectral_radius', 'CosineHead', 'AviciConfig', 'mean_bce', 'sample_edges', 'on_cycle',
@@ -211,9 +211,7 @@ def avici_posteriors(
     cut: str | None,  # "samples" where the budget has cut their number
 ) -> list[Posterior]:  # one per task, over its real nodes
     "Edge probabilities from the logits, and samples; dropout is off, and the mode of the model is as it was."
-    was_training = model.training
-    logits = model.eval().edge_logits(data, intervened, node_mask)
-    model.train(was_training)
+    with evaluating(model): logits = model.edge_logits(data, intervened, node_mask)
     probs = logits.sigmoid()
     pieces, late = in_pieces(lambda k: _drawn(probs, k, generator, model.config.acyclic), n_samples, clock)
     graphs, cyclic = (torch.cat([p[i] for p in pieces], 1) for i in (0, 1))
@@ -221,7 +219,7 @@ def avici_posteriors(
     if model.config.acyclic:
         repaired = sum(p[2] for p in pieces) / graphs.shape[1]
         for i, r in zip(info, repaired.tolist()): i |= {"log_prob": None, "repaired_rate": r}
-    return [_avici_posterior(logits[b][m][:, m], graphs[b][:, m][:, :, m], i) for b, (m, i) in enumerate(zip(node_mask, info))]
+    return [_avici_posterior(between_real(logits[b], m), between_real(graphs[b], m), i) for b, (m, i) in enumerate(zip(node_mask, info))]
 
 def _drawn(probs: Tensor, k: int, generator: torch.Generator, acyclic: bool) -> tuple[Tensor, Tensor, Tensor]:
     "Graphs (B, k, d, d); (B, k) which graphs have cycles where nothing prevents them; (B,) the number of graphs whose cycles had to be broken."

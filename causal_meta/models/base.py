@@ -10,7 +10,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -31,7 +32,7 @@ from ..datasets.validation import InputError, Strict, one_of, parse
 __all__ = ['Piece', 'LOG_PROBS', 'MODELS', 'Budget', 'Clock', 'within', 'in_pieces', 'Posterior', 'from_graphs', 'log_probs',
            'log_prob', 'bernoulli_log_prob', 'local_scores_log_prob', 'permutation_mixture_log_prob', 'save_posterior',
            'load_posterior', 'to_frame', 'to_networkx', 'Loss', 'AmortisedModel', 'ExplicitModel', 'one_task',
-           'complete', 'pair_mask', 'ModelEntry', 'register', 'build_model', 'Sized']
+           'complete', 'pair_mask', 'between_real', 'evaluating', 'ModelEntry', 'register', 'build_model', 'Sized']
 
 # %% ../../nbs/models/10_base.ipynb #4412a151
 @dataclass(frozen=True)
@@ -410,6 +411,25 @@ def pair_mask(
     "True at ordered pairs of two different real nodes: the places where an edge can be."
     eye = torch.eye(node_mask.shape[-1], dtype=torch.bool, device=node_mask.device)
     return node_mask[:, :, None] & node_mask[:, None, :] & ~eye
+
+# %% ../../nbs/models/10_base.ipynb #b81fe44a
+def between_real(
+    of_pairs: Tensor,  # (..., d, d) of one task
+    real: Tensor,  # (d,) bool
+) -> Tensor:  # (..., k, k), a tensor of its own
+    "The entries between a task's k real nodes."
+    return of_pairs.clone() if bool(real.all()) else of_pairs[..., real, :][..., real]
+
+@contextmanager
+def evaluating(
+    model: nn.Module,
+) -> Iterator[nn.Module]:
+    "Evaluation mode for the body."
+    was_training = model.training
+    if was_training: model.eval()
+    try: yield model
+    finally:
+        if was_training: model.train()
 
 # %% ../../nbs/models/10_base.ipynb #bbcdaf2f
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .attention import CHANNELS, Attention, Block, along, cell_inputs, full_precision, mask_or_none
-from .base import AmortisedModel, Budget, Clock, Loss, Posterior, Sized, complete, in_pieces, pair_mask, register, within
+from .base import AmortisedModel, Budget, Clock, Loss, Posterior, Sized, between_real, complete, evaluating, in_pieces, pair_mask, register, within
 from .permutations import allowed_edges, best_positions, gumbel, position_scores, task_gumbel
 
 # %% auto #0
@@ -197,16 +197,14 @@ def bcnp_posteriors(
     cut: str | None,  # "samples" where the budget has cut their number
 ) -> list[Posterior]:  # one per task, over its real nodes
     "Sampled orders, edge probabilities given them, and graphs from the first K; the mode of the model is as it was."
-    was_training = model.training
-    scores, logits = model.eval().order_and_logits(data, intervened, node_mask)
-    model.train(was_training)
+    with evaluating(model): scores, logits = model.order_and_logits(data, intervened, node_mask)
     B, d = node_mask.shape
     def draw(k: int) -> Tensor: return best_positions(scores[:, None] + gumbel((B, k, d, d), generator, data.device))
     pieces, late = in_pieces(draw, max(n_samples, model.config.orders), clock, 100)
     positions = torch.cat(pieces, 1)
     uniform = torch.rand((B, min(n_samples, positions.shape[1]), d, d), generator=generator, device=generator.device).to(data.device)
     info = {"model": "bcnp", "log_prob": "permutation_mixture", "stopped_by": late or cut, "orders": positions.shape[1]}
-    return [_bcnp_posterior(logits[b][m][:, m], positions[b][:, m], uniform[b][:, m][:, :, m], dict(info)) for b, m in enumerate(node_mask)]
+    return [_bcnp_posterior(between_real(logits[b], m), positions[b][:, m], between_real(uniform[b], m), dict(info)) for b, m in enumerate(node_mask)]
 
 def _bcnp_posterior(logits: Tensor, positions: Tensor, uniform: Tensor, info: dict) -> Posterior:
     "One task: logits (d, d), positions (S, d), uniform numbers (K, d, d) for the edges."

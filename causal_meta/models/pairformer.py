@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .attention import full_precision, mask_or_none
 from .avici import sample_edges
-from .base import LOG_PROBS, AmortisedModel, Budget, Clock, Loss, Posterior, Sized, complete, in_pieces, pair_mask, register, within
+from .base import LOG_PROBS, AmortisedModel, Budget, Clock, Loss, Posterior, Sized, between_real, complete, evaluating, in_pieces, pair_mask, register, within
 from .cross_moments import CrossMoments
 from .sequential_orders import OrderModel, bound, draw_orders, exact_log_probs, order_model, precedence, task_uniforms, without_padding
 from .triangles import TriangleBlock
@@ -180,12 +180,11 @@ def pairformer_posteriors(
     cut: str | None,  # "samples" where the budget has cut their number
 ) -> list[Posterior]:  # one per task, over its real nodes
     "One pass of the network, then samples; the mode of the model is as it was."
-    was_training = model.training
-    x = model.eval().pairs(data, intervened, node_mask)
-    scores = None if model.edge_head is None else model.pair_scores(x, node_mask)
+    with evaluating(model):
+        x = model.pairs(data, intervened, node_mask)
+        scores = None if model.edge_head is None else model.pair_scores(x, node_mask)
+        orders = None if model.order_head is None else model.order_head(x, node_mask)
     marginal = None if scores is None else pair_logits(scores).sigmoid()
-    orders = None if model.order_head is None else model.order_head(x, node_mask)
-    model.train(was_training)
     def draw(k: int) -> tuple[Tensor, Tensor]: return _drawn(marginal, orders, k, generator)
     pieces, late = in_pieces(draw, n_samples, clock)
     graphs = torch.cat([g for g, _ in pieces], 1)
@@ -198,13 +197,13 @@ def _drawn(marginal: Tensor | None, orders: OrderModel | None, k: int, generator
     if orders is None: return draw_pairs(marginal, k, generator), None
     B, d = orders.scores.shape
     probs = orders.logits.sigmoid()
-    allowed = precedence(orders, *draw_orders(orders, torch.rand((B, k, d), generator=generator, device=generator.device).to(probs.device)))
-    return sample_edges(probs, k, generator) & allowed, probs*allowed.float().mean(1)
+    allowed = precedence(orders, draw_orders(orders, torch.rand((B, k, d), generator=generator, device=generator.device).to(probs.device)))
+    return sample_edges(probs, k, generator) & allowed, probs*allowed.sum(1)/k
 
 def _one(probs: Tensor, graphs: Tensor, scores: Tensor | None, orders: OrderModel | None, b: int, real: Tensor, info: dict) -> Posterior:
     "The posterior of task b over its real nodes."
-    if orders is None: parameters = {"pair_scores": scores[b][real][:, real]}
-    else: parameters = {"scores": orders.scores[b][real], "after": orders.after[b][real][:, real], "edge_logits": orders.logits[b][real][:, real]}
-    return Posterior(probs[b][real][:, real], graphs[b][:, real][:, :, real], parameters=parameters, info=info)
+    if orders is None: parameters = {"pair_scores": between_real(scores[b], real)}
+    else: parameters = {"scores": orders.scores[b][real], "after": between_real(orders.after[b], real), "edge_logits": between_real(orders.logits[b], real)}
+    return Posterior(between_real(probs[b], real), between_real(graphs[b], real), parameters=parameters, info=info)
 
 register("pairformer", PairformerConfig, Pairformer, "amortised", "Cross-moments and triangle updates on pairs of nodes (this project).")

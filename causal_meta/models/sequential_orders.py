@@ -20,7 +20,7 @@ from .permutations import NEVER
 
 # %% auto #0
 __all__ = ['OrderModel', 'order_model', 'without_padding', 'edge_terms', 'subsets', 'exact_log_probs', 'draw_orders',
-           'task_uniforms', 'importance_weights', 'bound', 'precedence', 'sequential_orders_log_prob']
+           'task_uniforms', 'precedence', 'importance_weights', 'bound', 'sequential_orders_log_prob']
 
 # %% ../../nbs/models/13b_sequential_orders.ipynb #61c2a7d7
 class OrderModel(NamedTuple):
@@ -95,21 +95,22 @@ def draw_orders(
     model: OrderModel,  # of B tasks
     uniform: Tensor,  # (B, S, d) numbers from [0, 1), one for each position
     graphs: Tensor | None = None,  # (B, d, d) bool: only orders that allow this graph; None: any order
-) -> tuple[Tensor, Tensor]:  # placed (B, S, d, d) bool, [b, s, t] the nodes before position t; chosen (B, S, d, d) bool, [b, s, t] the one at position t
+) -> Tensor:  # (B, S, d) long: the position of each node, from 0; -1 at padded nodes
     "Orders of the model, or of the model restricted at each position to nodes whose parents are all placed."
-    B, S, d = uniform.shape
-    placed, weights, befores, chosen = (~model.node_mask)[:, None].expand(B, S, d), model.scores.detach()[:, None].expand(B, S, d), [], []
-    parents, after, uniform = None if graphs is None else graphs.to(weights.dtype), model.after.detach(), uniform.clamp(max=1 - 1e-6)  # so that rounding picks no one behind the last
+    B, S, d = uniform.shape  # here nodes come before orders, which makes reductions over nodes fast
+    after, uniform = model.after.detach().transpose(1, 2), uniform.clamp(max=1 - 1e-6).permute(2, 0, 1).contiguous()  # so that rounding picks no one behind the last
+    weights = model.scores.detach().masked_fill(~model.node_mask, -math.inf)[..., None].repeat(1, 1, S)  # -inf once placed
+    waiting = None if graphs is None else graphs.to(weights.dtype).sum(1)[..., None].repeat(1, 1, S)  # for so many parents
+    position, many = torch.full((B, d, S), -1, device=weights.device), model.node_mask.sum(-1)[:, None, None]
     for t in range(d):
-        ready = ~placed if parents is None else ~placed & ((~placed).to(weights.dtype) @ parents == 0)
-        chances = weights.masked_fill(~ready, NEVER)
-        below = (chances - chances.amax(-1, keepdim=True)).exp().masked_fill(~ready, 0.).cumsum(-1)
-        pick = (below <= uniform[:, :, t, None]*below[..., -1:]).sum(-1, keepdim=True).clamp(max=d - 1)
-        one = torch.zeros_like(placed).scatter(-1, pick, True) & ready  # none where all are placed
-        befores.append(placed)
-        chosen.append(one)
-        placed, weights = placed | one, weights + after.gather(1, pick.expand(B, S, d))
-    return torch.stack(befores, 2), torch.stack(chosen, 2)
+        chances = weights if waiting is None else weights.masked_fill(waiting > 0, -math.inf)
+        below = (chances - chances.amax(1, keepdim=True)).exp_().cumsum(1)
+        pick = (below <= (uniform[t]*below[:, -1])[:, None]).sum(1, keepdim=True)
+        position.scatter_(1, pick, torch.full_like(pick, t).where(t < many, position.gather(1, pick)))  # in a smaller task all are placed
+        at = pick.expand(B, d, S)
+        weights = (weights + after.gather(2, at)).scatter_(1, pick, -math.inf)
+        if waiting is not None: waiting = waiting - graphs.transpose(1, 2).to(waiting.dtype).gather(2, at)
+    return position.transpose(1, 2)
 
 def task_uniforms(
     keys: Sequence[tuple[str, str, int]],  # B keys of tasks: family, split, index
@@ -123,14 +124,24 @@ def task_uniforms(
         out[b, :, :k] = torch.rand(n_samples, k, generator=torch_generator(seed, split, family, index, "posterior/orders"))
     return out.to(node_mask.device)
 
+# %% ../../nbs/models/13b_sequential_orders.ipynb #f5cdc655
+def precedence(
+    model: OrderModel,  # of B tasks
+    position: Tensor,  # (B, S, d) from `draw_orders`
+) -> Tensor:  # (B, S, d, d) bool, True where an edge can be and its cause comes first
+    "Which nodes precede which in each order."
+    first = position[..., None] < position[..., None, :]
+    return first if bool(model.node_mask.all()) else first & (model.logits > -math.inf)[:, None]
+
 # %% ../../nbs/models/13b_sequential_orders.ipynb #028459cf
 def importance_weights(
     model: OrderModel,  # of B tasks
     graphs: Tensor,  # (B, d, d) bool, acyclic
-    placed: Tensor,  # (B, S, d, d) bool, from `draw_orders` with these graphs
-    chosen: Tensor,  # (B, S, d, d) bool
+    position: Tensor,  # (B, S, d) from `draw_orders` with these graphs
 ) -> Tensor:  # (B, S) nats: log of p(order) p(graph | order) / r(order | graph), where r has no gradient
     "The importance weights of orders that were drawn given the graph; their mean is an unbiased estimate of the graph's probability."
+    at = torch.arange(position.shape[-1], device=position.device)[:, None]
+    placed, chosen = position[:, :, None] < at, position[:, :, None] == at  # (B, S, t, d): the nodes before position t, and the one at it
     before = placed.to(model.scores.dtype)
     weights = model.scores[:, None, None] + before @ model.after[:, None]  # (B, S, t, d)
     ready = ~placed & ((1 - before) @ graphs[:, None].to(before.dtype) == 0)
@@ -138,9 +149,8 @@ def importance_weights(
     def per_step(allowed: Tensor) -> Tensor: return (weights.masked_fill(~allowed, NEVER).logsumexp(-1)).where(real, 0.)
     picked = weights.where(chosen, 0.).sum(-1)
     order = (picked - per_step(~placed)).sum(-1) - (picked - per_step(ready)).detach().sum(-1)
-    precedes = chosen.to(before.dtype).transpose(-1, -2) @ (1 - before)  # (B, S, i, v): v is not yet placed when i is chosen
     terms = edge_terms(model, graphs[:, None])
-    return order + (precedes*terms).sum((-1, -2))
+    return order + terms.where(precedence(model, position), 0.).sum((-1, -2))
 
 def bound(
     model: OrderModel,  # of B tasks
@@ -148,17 +158,7 @@ def bound(
     uniform: Tensor,  # (B, S, d) numbers from [0, 1)
 ) -> Tensor:  # (B,) nats
     "An importance-weighted lower bound, on average, of the log-probability of a graph (Burda et al. 2016); tight as S grows."
-    with torch.no_grad(): placed, chosen = draw_orders(model, uniform, graphs)
-    return importance_weights(model, graphs, placed, chosen).logsumexp(-1) - math.log(uniform.shape[1])
-
-# %% ../../nbs/models/13b_sequential_orders.ipynb #f5cdc655
-def precedence(
-    model: OrderModel,  # of B tasks
-    placed: Tensor,  # (B, S, d, d) bool, from `draw_orders`
-    chosen: Tensor,  # (B, S, d, d) bool
-) -> Tensor:  # (B, S, d, d) bool, True where an edge can be and its cause comes first
-    "Which nodes precede which in each order."
-    return (chosen.float().transpose(-1, -2) @ (~placed & ~chosen).float() > 0) & (model.logits > -math.inf)[:, None]
+    return importance_weights(model, graphs, draw_orders(model, uniform, graphs)).logsumexp(-1) - math.log(uniform.shape[1])
 
 # %% ../../nbs/models/13b_sequential_orders.ipynb #27121093
 def sequential_orders_log_prob(
