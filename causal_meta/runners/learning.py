@@ -112,12 +112,13 @@ def further(
     family: str,  # one of its simulated test families
     indices: Sequence[int],  # numbers of tasks; those from the family's number of tasks on are not frozen
     seed_list: str = "a",
+    observed_only: bool = False,  # as many rows of the same models, but nothing is set in them
 ) -> tuple[Tensor, Tensor, Tensor]:  # data (B, n, d), intervened (B, n, d) bool, graphs (B, d, d) bool
     "Tasks of a test family without held-out rows."
     kind = benchmark.test[one_of(family, benchmark.test, "test family of this benchmark")]
     if kind.scm is None: raise InputError(f"test family {family} of {benchmark.name} is a real table; allowed: simulated families.")
     scm = kind.scm.sample(benchmark.streams(benchmark.seeds.test[seed_list], f"test/{seed_list}", family, indices), kind.d)
-    data, intervened = given_rows(scm, kind.n, kind.interventional_rows)
+    data, intervened = given_rows(scm, kind.n, None if observed_only else kind.interventional_rows)
     return standardise(data, intervened)[0] if benchmark.standardise_input else data, intervened, scm.graphs
 
 # %% ../../nbs/runners/38_learning.ipynb #3c975342
