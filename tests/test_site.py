@@ -1,5 +1,6 @@
-"The built site, page by page, in a real browser."
+"The built site, page by page, in a real browser. With CAUSAL_META_SCREENSHOTS=1, pictures of the pages are left in .site-screenshots."
 import http.server
+import os
 import shutil
 import threading
 from functools import partial
@@ -63,7 +64,7 @@ def test_page(browser, origin, page):
     # pictures below the fold may be loaded lazily: ask for each, and wait
     broken = browser.js("""Promise.all([...document.images].map(i => { i.loading = 'eager'; return i.decode().catch(() => 0) }))
         .then(() => [...document.images].filter(i => !i.naturalWidth).map(i => i.src.slice(0, 100)))""")
-    browser.screenshot(SHOTS/page.replace("/", "-").replace(".html", ".png"), height=6000)
+    if os.environ.get("CAUSAL_META_SCREENSHOTS"): browser.screenshot(SHOTS/page.replace("/", "-").replace(".html", ".png"), height=6000)
     assert problems(events, origin) == []
     assert broken == []
     assert browser.js("document.querySelector('h1')?.innerText.trim() || ''") != ""
@@ -75,6 +76,7 @@ def test_page(browser, origin, page):
     assert "$$" not in text and "\\(" not in text, "an equation is not drawn"
 
 
+@pytest.mark.slow  # scripts/docs follows the links that are in the files; here are those that scripts make, too
 def test_links_inside_the_site(browser, origin):
     "Every link between pages leads to a page, and to a place that is on it."
     links: dict[str, str] = {}

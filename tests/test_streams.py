@@ -27,7 +27,7 @@ def make(**changes) -> Benchmark:
     return parse(Benchmark, values | changes, "stream-v1")
 
 
-BENCHMARK, BATCH, STEPS = make(generator="pcg64"), 16, 625  # 10,000 tasks
+BENCHMARK, BATCH, STEPS = make(generator="pcg64"), 16, 125  # 2000 tasks; 10,000 under scripts/test --all
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,13 @@ def plain() -> list[str]:
 def test_elastic_determinism(plain, ranks, workers):
     assert stream_digests(ranks, workers) == plain
     assert len(set(plain)) == STEPS, "two steps with the same tasks"
+
+
+@pytest.mark.slow
+def test_elastic_determinism_of_ten_thousand_tasks():
+    plain = stream_digests(1, 0, steps=625)
+    assert len(set(plain)) == 625
+    for ranks, workers in [(1, 3), (2, 2), (4, 1)]: assert stream_digests(ranks, workers, steps=625) == plain
 
 
 @pytest.mark.parametrize("ranks, workers", [(1, 0), (2, 1), (4, 0)])
