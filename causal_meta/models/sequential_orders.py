@@ -101,15 +101,17 @@ def draw_orders(
     after, uniform = model.after.detach().transpose(1, 2), uniform.clamp(max=1 - 1e-6).permute(2, 0, 1).contiguous()  # so that rounding picks no one behind the last
     weights = model.scores.detach().masked_fill(~model.node_mask, -math.inf)[..., None].repeat(1, 1, S)  # -inf once placed
     waiting = None if graphs is None else graphs.to(weights.dtype).sum(1)[..., None].repeat(1, 1, S)  # for so many parents
-    position, many = torch.full((B, d, S), -1, device=weights.device), model.node_mask.sum(-1)[:, None, None]
+    picks = []
     for t in range(d):
         chances = weights if waiting is None else weights.masked_fill(waiting > 0, -math.inf)
         below = (chances - chances.amax(1, keepdim=True)).exp_().cumsum(1)
-        pick = (below <= (uniform[t]*below[:, -1])[:, None]).sum(1, keepdim=True)
-        position.scatter_(1, pick, torch.full_like(pick, t).where(t < many, position.gather(1, pick)))  # in a smaller task all are placed
-        at = pick.expand(B, d, S)
-        weights = (weights + after.gather(2, at)).scatter_(1, pick, -math.inf)
+        picks.append((below <= (uniform[t]*below[:, -1])[:, None]).sum(1, keepdim=True))
+        at = picks[-1].expand(B, d, S)
+        weights = (weights + after.gather(2, at)).scatter_(1, picks[-1], -math.inf)
         if waiting is not None: waiting = waiting - graphs.transpose(1, 2).to(waiting.dtype).gather(2, at)
+    t, many = torch.arange(d, device=weights.device)[:, None], model.node_mask.sum(-1)[:, None, None]
+    chosen = torch.cat(picks, 1).masked_fill(t >= many, d)  # in a smaller task all nodes are placed before the last step
+    position = torch.full((B, d + 1, S), -1, device=weights.device).scatter_(1, chosen, t.expand(B, d, S))[:, :d]
     return position.transpose(1, 2)
 
 def task_uniforms(
