@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ import causal_meta.models.bcnp  # noqa: F401
 import causal_meta.models.pairformer as pairformer
 from causal_meta.models.base import build_model, complete
 from causal_meta.models.cross_moments import gram, partial_correlations
-from causal_meta.models.permutations import gumbel
+from causal_meta.models.pairformer import pair_logits
 from causal_meta.models.sequential_orders import draw_orders
 from causal_meta.runners.steps import gradients, micro_batches
 
@@ -59,32 +60,34 @@ def step(model: str, shape: dict, repeats: int) -> dict:
 
 
 def latency(shape: dict, repeats: int) -> dict:
-    "A posterior of one task, by the number of samples, and the parts of it."
+    "A posterior of one task, by the number of graphs, of a batch of tasks, and the parts of it."
     net, batch, generator = build_model("pairformer").eval(), batch_of(**shape), torch.Generator().manual_seed(0)
     given = complete(batch.data, None, None)
-    found, B, d = {"samples": {}, "median": {}}, *batch.node_mask.shape
+    times: dict[int, list[float]] = {1: [], 100: [], 1000: []}
+    for _ in range(repeats + 5):  # in turns, so that a slow moment is shared
+        for K, of in times.items():
+            begin = time.process_time()
+            net.posterior(batch.data, n_samples=K, generator=generator)
+            of.append(time.process_time() - begin)
+    found = {"samples": {K: min(of[5:]) for K, of in times.items()}, "median": {K: statistics.median(of[5:]) for K, of in times.items()}}
+    many = batch.data.expand(32, -1, -1).contiguous()
+    found["of 32 at once, each"] = seconds(lambda: net.posterior(many, n_samples=1, generator=generator), max(repeats//6, 2))/32
     with torch.no_grad():
-        for K in (1, 100, 1000):
-            times = []
-            for _ in range(repeats):
-                begin = time.process_time()
-                net.posterior(batch.data, n_samples=K, generator=generator)
-                times.append(time.process_time() - begin)
-            found["samples"][K], found["median"][K] = min(times), statistics.median(times)
-        phi, x0 = net.moments.features(batch.data), net.moments(*given)
-        x = net.pairs(*given)
-        orders = net.order_head(x, given[2])
+        phi, x0, x = net.moments.features(batch.data), net.moments(*given), net.pairs(*given)
+        orders, probs = net.order_head(x, given[2]), pair_logits(net.pair_scores(x, given[2])).sigmoid()
         def trunk(x: torch.Tensor) -> torch.Tensor:
-            for block in net.blocks: x = block(x, given[2])
+            for block in net.blocks: x = block(x)
             return x
-        found["parts"] = {"features": seconds(lambda: net.moments.features(batch.data), repeats), "product": seconds(lambda: gram(phi.flatten(2)), repeats),
-                          "partial correlations": seconds(lambda: partial_correlations(batch.data), repeats), "moments, all": seconds(lambda: net.moments(*given), repeats),
-                          "blocks": seconds(lambda: trunk(x0), repeats), "heads": seconds(lambda: (net.marginal_logits(x, given[2]), net.order_head(x, given[2])), repeats)}
+        found["parts"] = {"moments and what is made of them": seconds(lambda: net.moments(*given), repeats), "of these the functions": seconds(lambda: net.moments.features(batch.data), repeats),
+                          "of these the product": seconds(lambda: gram(phi.flatten(2)), repeats), "of these partial correlations": seconds(lambda: partial_correlations(batch.data), repeats),
+                          "blocks": seconds(lambda: trunk(x0), repeats), "heads": seconds(lambda: (net.pair_scores(x, given[2]), net.order_head(x, given[2])), repeats)}
         for K in (1, 1000):
-            found["parts"][f"draws, {K}"] = seconds(lambda: pairformer._drawn(net.marginal_logits(x, given[2]), orders, K, generator), repeats)  # noqa: B023  called at once
-            noise = gumbel((B, K, d, d), generator, x.device)
-            found["parts"][f"of these orders, {K}"] = seconds(lambda: draw_orders(orders, noise), repeats)  # noqa: B023
-            found["parts"][f"of these Gumbel numbers, {K}"] = seconds(lambda: gumbel((B, K, d, d), generator, x.device), repeats)  # noqa: B023
+            found["parts"][f"draws, {K}"] = seconds(lambda: pairformer._drawn(probs, orders, K, generator), repeats)  # noqa: B023  called at once
+            numbers = torch.rand(1, K, shape["d"])
+            found["parts"][f"of these orders, {K}"] = seconds(lambda: draw_orders(orders, numbers), repeats)  # noqa: B023
+        found["network"] = seconds(lambda: net.pairs(*given), repeats)
+        try: found["network, compiled"] = seconds(partial(torch.compile(net.pairs), *given), repeats)
+        except Exception as e: found["not compiled"] = type(e).__name__  # for want of a C++ compiler, as a rule
     return found
 
 
