@@ -33,7 +33,8 @@ def crossed(
     one_of(metric, list(frame.columns), "metric of these results")
     seeds = frame["training_seed"].astype("Int64").fillna(-1)  # an explicit model has none
     if frame.assign(training_seed=seeds).duplicated([*TASK, "training_seed"]).any(): raise InputError(f"statistics: a task of model {frame['model'].iloc[0]} occurs twice for the same training seed; allowed: once.")
-    return frame.assign(training_seed=seeds).pivot(index=TASK, columns="training_seed", values=metric).astype(float).dropna(how="all")
+    table = frame.assign(training_seed=seeds).pivot(index=TASK, columns="training_seed", values=metric).astype(float).dropna(how="all")
+    return table.iloc[:, :1] if (table.nunique(axis=1, dropna=False) <= 1).all() else table
 
 # %% ../../nbs/analysis/41_statistics.ipynb #cc92370f
 RESAMPLES = 2000
