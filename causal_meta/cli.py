@@ -45,15 +45,17 @@ def run(
 ) -> None:
     "Pre-train, infer, evaluate and report: everything a configuration asks for, from where it stands."
     from causal_meta.datasets.validation import one_of
-    from causal_meta.pipeline import run_pipeline, submit
-    from causal_meta.runners.config import load_config
+    from causal_meta.pipeline import run_study, submit
+    from causal_meta.runners.config import load_config, runs_of
     from causal_meta.runners.runs import create_run
 
+    asked = load_config(config, settings or [], name)
     if one_of(executor, ["local", "slurm"], "executor") == "slurm":
-        made = create_run(load_config(config, settings or [], name), experiments, fork)
-        typer.echo(f"submitted {made.path} as jobs {', '.join(submit(made))}")
+        for one in runs_of(asked):
+            made = create_run(one, experiments, fork)
+            typer.echo(f"submitted {made.path} as jobs {', '.join(submit(made))}")
         return
-    _show_results(run_pipeline(config, settings or [], name, experiments, live=sys.stdout, fork=fork))
+    for made in run_study(asked, experiments, live=sys.stdout, fork=fork): _show_results(made)
 
 def _show_results(run) -> None:
     "The result table of a run, and where its report is."

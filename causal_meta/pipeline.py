@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from .datasets.validation import InputError, one_of
-from .runners.config import load_config
+from .runners.config import RunConfig, load_config, runs_of
 from .runners.distributed import rank_of
 from .runners.evaluation import evaluate
-from .runners.inference import Unfinished, infer
+from .runners.inference import Unfinished, infer, share
 from .runners.pre_training import Preempted, pre_train
 from .runners.runs import RunDir, create_run, write_json
 from .runners.steps import Diverged
 
 # %% auto #0
 __all__ = ['STAGES', 'MICRO', 'KERNEL_ENVIRONMENT', 'stage_notebook', 'check_parameters', 'only_parameters', 'open_job',
-           'own_kernel', 'execute', 'run_stage', 'run_pipeline', 'submit']
+           'own_kernel', 'execute', 'run_stage', 'run_stages', 'run_pipeline', 'run_study', 'submit']
 
 # %% ../nbs/50_pipeline.ipynb #06b90b7f
 STAGES = ("pre_training", "inference", "evaluation", "report")
@@ -154,6 +154,16 @@ def run_stage(
         if not rank.is_main: output.unlink(missing_ok=True)
 
 # %% ../nbs/50_pipeline.ipynb #8ae8d609
+def run_stages(
+    run: RunDir,  # made by `create_run`
+    live: Any = None,  # a file to which progress goes, such as sys.stdout
+) -> RunDir:  # done
+    "Execute the four stages of a run here."
+    for number, stage in enumerate(STAGES, 1):
+        if live: print(f"[{number}/{len(STAGES)}] {stage}", file=live, flush=True)
+        run_stage(stage, run, live)
+    return run
+
 def run_pipeline(
     config: str | Path | Mapping[str, Any],  # a path, a shipped name, or the values
     settings: Sequence[str] = (),  # "key=value" overrides
@@ -163,11 +173,22 @@ def run_pipeline(
     fork: bool = False,  # go on from the checkpoints of a run that was made with another configuration
 ) -> RunDir:  # done
     "Make or reopen a run and execute its four stages here."
-    run = create_run(load_config(config, settings, name), experiments, fork)
-    for number, stage in enumerate(STAGES, 1):
-        if live: print(f"[{number}/{len(STAGES)}] {stage}", file=live, flush=True)
-        run_stage(stage, run, live)
-    return run
+    return run_stages(create_run(load_config(config, settings, name), experiments, fork), live)
+
+def run_study(
+    config: RunConfig,  # of a study, or of one run
+    experiments: str | Path = "experiments",  # the folder of all runs
+    live: Any = None,  # a file to which progress goes, such as sys.stdout
+    fork: bool = False,  # go on from the checkpoints of runs that were made with another configuration
+) -> list[RunDir]:  # done
+    "Make or reopen the runs that a configuration stands for, and execute their stages, one after another. What is there is kept."
+    done: list[RunDir] = []
+    for k, one in enumerate(configs := runs_of(config), 1):
+        run = create_run(one, experiments, fork)
+        if live and len(configs) > 1: print(f"run {run.name}, {k} of {len(configs)}", file=live, flush=True)
+        if done: share(done[0], run)
+        done.append(run_stages(run, live))
+    return done
 
 # %% ../nbs/50_pipeline.ipynb #360181ee
 def submit(

@@ -31,8 +31,9 @@ from ..datasets.validation import InputError, Strict, one_of, parse
 from ..models.base import MODELS, Budget
 
 # %% auto #0
-__all__ = ['HOW_ONLY', 'PreTraining', 'Tuning', 'ModelSpec', 'BudgetConfig', 'BudgetedTraining', 'under_budget', 'RunConfig',
-           'check', 'shipped_configs', 'read_yaml', 'override', 'load_config', 'digest', 'model_facts', 'model_digest']
+__all__ = ['HOW_ONLY', 'PreTraining', 'Tuning', 'ModelSpec', 'BudgetConfig', 'BudgetedTraining', 'under_budget', 'StudyConfig',
+           'RunConfig', 'check', 'shipped_configs', 'read_yaml', 'override', 'load_config', 'runs_of', 'digest',
+           'model_facts', 'model_digest']
 
 # %% ../../nbs/runners/30_config.ipynb #a998a9aa
 class PreTraining(Strict):
@@ -135,6 +136,17 @@ def under_budget(
     return BudgetedTraining(**values | {"steps": tasks//how.global_batch, "tasks": tasks})
 
 # %% ../../nbs/runners/30_config.ipynb #772af0df
+class StudyConfig(Strict):
+    "Repeats of a run, each in a folder of its own."
+    training_seeds: list[int] = Field(min_length=1, description="a run for each; explicit models, which know nothing of training, answer once for all")
+
+    @field_validator("training_seeds")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        twice = sorted({s for s in value if value.count(s) > 1})
+        if twice or min(value) < 0: raise ValueError(f"training_seeds must be distinct and not negative; {twice or min(value)} is not")
+        return value
+
 class RunConfig(Strict):
     "All that decides a run's results, but for the library's version."
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="the folder under experiments/")
@@ -147,6 +159,7 @@ class RunConfig(Strict):
     likelihood: Literal["auto", "linear_gaussian", "gp", "none"] = Field("auto", description="scorer of NIL and I-NIL for all models; auto: by the mechanisms of each test family")
     pre_training: PreTraining = PreTraining()
     budget: BudgetConfig = BudgetConfig()
+    study: StudyConfig | None = Field(None, description="make several runs of this, see training_seeds")
 
     def training_of(self, model: str) -> BudgetedTraining:
         "The pre-training settings of one model of this run, under its budget."
@@ -164,6 +177,7 @@ def check(
     where: str = "configuration",  # the file, for the message
 ) -> RunConfig:  # the same, if every model's own settings are valid too
     "Check what the schema cannot see: each model's own settings, its overrides of pre-training, and its budget."
+    if config.study and config.training_seed: raise InputError(f"{where}: training_seed is {config.training_seed}, but study.training_seeds gives {config.study.training_seeds}; leave one of them out.")
     for name, spec in config.models.items():
         if "/" in name or not name: raise InputError(f"{where}: the model name '{name}' must not be empty or hold a '/'.")
         for choice in spec.tune.grid if spec.tune else [{}]: parse(MODELS[spec.type].config_class, {**spec.config, **choice}, f"{where}: models.{name}.config")
@@ -223,6 +237,14 @@ def load_config(
     values = override(values, settings)
     if name: values["name"] = name
     return check(parse(RunConfig, values, where), where)
+
+# %% ../../nbs/runners/30_config.ipynb #f61e1492
+def runs_of(
+    config: RunConfig,  # of a study, or of one run
+) -> list[RunConfig]:  # one for each training seed; the same if it is no study
+    "The runs that a configuration stands for."
+    if config.study is None: return [config]
+    return [config.model_copy(update={"study": None, "training_seed": seed, "name": f"{config.name}-{seed}"}) for seed in config.study.training_seeds]
 
 # %% ../../nbs/runners/30_config.ipynb #f593e190
 def digest(

@@ -5,6 +5,8 @@
 # %% ../../nbs/runners/35_inference.ipynb #97cd7a43
 from __future__ import annotations
 
+import os
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +29,7 @@ from .tuning import tuned
 
 # %% auto #0
 __all__ = ['provenance', 'generator_of', 'infer_task', 'read_artifact', 'Outcome', 'Desk', 'Job', 'parse_shard', 'jobs',
-           'Unfinished', 'Report', 'infer']
+           'Unfinished', 'Report', 'infer', 'share']
 
 # %% ../../nbs/runners/35_inference.ipynb #f91c135f
 def provenance(
@@ -223,3 +225,21 @@ def infer(
         costs[model] = {**cost, **{k: v - before[k] for k, v in report.counts().items()}}
     append_line(run.path/"logs"/"inference.jsonl", {"shard": shard, "models": costs, **add_cost(*costs.values()), **report.counts()})
     return report
+
+# %% ../../nbs/runners/35_inference.ipynb #86dfc6dc
+def share(
+    source: RunDir,  # a run that has posteriors and tuned settings of explicit models
+    run: RunDir,  # one that may lack them
+) -> int:  # files that were given
+    "Give a run what another one has of its explicit models."
+    given = 0
+    for model in run.config.of_kind("explicit"):
+        there = [*sorted((source.path/"inference"/model).rglob("*.safetensors")), *sorted((source.path/"tuning").glob(f"{model}.json"))]
+        for old in there:
+            new = run.path/old.relative_to(source.path)
+            if new.exists(): continue
+            new.parent.mkdir(parents=True, exist_ok=True)
+            try: os.link(old, new)
+            except OSError: shutil.copy2(old, new)  # another file system, or one without links
+            given += 1
+    return given

@@ -203,6 +203,7 @@ def create_run(
     fork: bool = False,  # go on with another configuration or benchmark in the same folder
 ) -> RunDir:  # made or reopened
     "Make the run's folder, or reopen it if it was made for the same configuration and benchmark; otherwise refuse."
+    if config.study: raise InputError(f"'{config.name}' is a study of {len(config.study.training_seeds)} runs and has no folder of its own; allowed: one of its runs, as `causal-meta run` makes them.")
     run, benchmark = RunDir(Path(experiments)/config.name), load_benchmark(config.benchmark)
     for s in config.seed_lists:
         if s not in benchmark.seeds.test:
