@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from .collect import collect, read_results
+from ..datasets.schema import TestFamily
 from ..datasets.validation import InputError
 from ..runners.records import units
 from ..runners.runs import RunDir, read_lines
@@ -47,7 +48,7 @@ def unfinished(
 @dataclass(frozen=True)
 class Study:
     "The results of several runs."
-    frame: pd.DataFrame  # as `collect` gives it, with factor, d, n, and .attrs["benchmark"]
+    frame: pd.DataFrame  # as `collect` gives it, with factor, mechanism, d, n, and .attrs["benchmark"]
     used: tuple[str, ...]  # names of runs
     left_out: dict[str, str]  # name of a run -> why
     remarks: tuple[str, ...]  # what else a reader should know
@@ -68,6 +69,11 @@ def _repeated(runs: Iterable[RunDir]) -> list[str]:
             seen.setdefault(key, run.name)
     return list(out.values())
 
+def _mechanism(kind: TestFamily) -> str:
+    "The mechanism of a family's models: a name, `mixture`, or `real` for measured data."
+    if kind.scm is None: return "real"
+    return kind.scm.mechanism.type if kind.scm.mechanism else "mixture"
+
 def gather(
     paths: str | Path | Iterable[str | Path],  # runs, or folders of runs
 ) -> Study:
@@ -79,6 +85,6 @@ def gather(
     if not usable: raise InputError("gather: no run has finished (" + "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) + "); allowed: runs that have been evaluated.")
     frame = collect([run.path for run in usable])
     test = usable[0].benchmark().test
-    facts = {family: (kind.factor, kind.d, kind.n) for family, kind in test.items()}
-    for k, name in enumerate(("factor", "d", "n")): frame.insert(5 + k, name, [facts[f][k] for f in frame["family"]])
+    facts = {family: (kind.factor, _mechanism(kind), kind.d, kind.n) for family, kind in test.items()}
+    for k, name in enumerate(("factor", "mechanism", "d", "n")): frame.insert(5 + k, name, [facts[f][k] for f in frame["family"]])
     return Study(frame, tuple(run.name for run in usable), left_out, tuple(_repeated(usable)))

@@ -64,6 +64,7 @@ class Table:
     starts: frozenset[int]  # rows with which a group begins
     numbers: pd.DataFrame  # model, family, metric, mean, low, high, n
     caption: str = ""
+    near: frozenset[tuple[int, int]] = frozenset()  # (row, column) of means that cannot be told from the best
 
     def to_text(self) -> str: return to_text(self)
     def to_markdown(self) -> str: return to_markdown(self)
@@ -76,11 +77,15 @@ class Table:
     _repr_markdown_ = to_markdown
 
 # %% ../../nbs/analysis/42_tables.ipynb #49a1f0b2
+def _marked(table: Table, row: int, column: int, text: str, best: str, near: str) -> str:
+    "A cell's text in the form for the best, in that for what cannot be told from it, or as it is."
+    return best.format(text) if (row, column) in table.bold else near.format(text) if (row, column) in table.near else text
+
 def to_text(
     table: Table,
-) -> str:  # aligned columns; * marks the best mean
+) -> str:  # aligned columns; * marks the best mean, ~ what cannot be told from it
     "For a terminal."
-    rows = [tuple(f"{c}*" if (r, k) in table.bold else c for k, c in enumerate(row)) for r, row in enumerate(table.rows)]
+    rows = [tuple(_marked(table, r, k, c, "{}*", "{}~") for k, c in enumerate(row)) for r, row in enumerate(table.rows)]
     widths = [max(map(len, column)) for column in zip(table.header, *rows)]
     line = lambda row: "  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip()
     out = [line(table.header), "  ".join("-"*w for w in widths)]
@@ -94,7 +99,7 @@ def to_markdown(
     "For the site and for README files."
     escape = lambda text: text.replace("|", "\\|")
     line = lambda cells: "| " + " | ".join(cells) + " |"
-    rows = [line(f"**{escape(c)}**" if (r, k) in table.bold else escape(c) for k, c in enumerate(row)) for r, row in enumerate(table.rows)]
+    rows = [line(_marked(table, r, k, escape(c), "**{}**", "*{}*") for k, c in enumerate(row)) for r, row in enumerate(table.rows)]
     out = [line(map(escape, table.header)), line("---" for _ in table.header), *rows]
     return "\n".join(out + ["", table.caption] if table.caption else out)
 
@@ -111,7 +116,7 @@ def to_latex(
     body = []
     for r, row in enumerate(table.rows):
         if r in table.starts and r > 0: body.append(r"\midrule")
-        body.append(line(rf"\textbf{{{c.translate(TEX)}}}" if (r, k) in table.bold else c.translate(TEX) for k, c in enumerate(row)))
+        body.append(line(_marked(table, r, k, c.translate(TEX), r"\textbf{{{}}}", r"\underline{{{}}}") for k, c in enumerate(row)))
     out = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{'l'*len(table.header)}}}", r"\toprule",
            line(c.translate(TEX) for c in table.header), r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
     if table.caption: out.append(rf"\caption{{{table.caption.translate(TEX)}}}")
