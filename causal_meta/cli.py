@@ -14,7 +14,7 @@ import typer
 # %% auto #0
 __all__ = ['app', 'benchmark_app', 'pretrained_app', 'Experiments', 'Run', 'Weights', 'run', 'pretrain', 'infer', 'evaluate',
            'report', 'posterior', 'pretrained_list', 'pretrained_show', 'pretrained_verify', 'pretrained_measure',
-           'export', 'benchmark_list', 'benchmark_show', 'benchmark_verify', 'main']
+           'export', 'aggregate', 'benchmark_list', 'benchmark_show', 'benchmark_verify', 'main']
 
 # %% ../nbs/51_cli.ipynb #3cb1705c
 app = typer.Typer(name="causal-meta", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -55,7 +55,9 @@ def run(
             made = create_run(one, experiments, fork)
             typer.echo(f"submitted {made.path} as jobs {', '.join(submit(made))}")
         return
-    for made in run_study(asked, experiments, live=sys.stdout, fork=fork): _show_results(made)
+    made = run_study(asked, experiments, live=sys.stdout, fork=fork)
+    for one in made: _show_results(one)
+    if len(made) > 1: typer.echo(f"\nall together: causal-meta aggregate {' '.join(str(one.path) for one in made)} --out {asked.name}")
 
 def _show_results(run) -> None:
     "The result table of a run, and where its report is."
@@ -183,6 +185,19 @@ def export(
     found = find_trained(run, experiments) or (find_run(run, experiments), "")  # find_run says which there are
     path = export_pretrained(*found, name, out, read_yaml(card)[0] if card else None, tables=tables, half=not float32)
     typer.echo(f"wrote {path}\nwrote {path.with_suffix('.json')}")
+
+# %% ../nbs/51_cli.ipynb #860dfb02
+@app.command()
+def aggregate(
+    runs: Annotated[list[str], typer.Argument(help="Runs by name or folder, or folders of runs.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    experiments: Experiments = Path("experiments"),
+) -> None:
+    "Tables, figures and tidy data of all finished runs."
+    from causal_meta.analysis.aggregate import aggregate as write
+    from causal_meta.runners.runs import find_run
+
+    write([Path(run) if Path(run).exists() else find_run(run, experiments).path for run in runs], out, say=typer.echo)
 
 # %% ../nbs/51_cli.ipynb #650a0f54
 @benchmark_app.command("list")

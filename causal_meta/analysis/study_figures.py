@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from .collect import read_results
 from .plots import COLOURS, GREY, MARKERS, _axes, _metric_label, styled
 from .statistics import crossed, interval
-from ..datasets.validation import InputError, one_of
+from ..datasets.validation import one_of
 from ..metrics.calibration import Reliability
 from ..metrics.pooled_calibration import counts_table, pooled_reliability
 from ..metrics.uncertainty import ood_auroc
