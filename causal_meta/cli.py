@@ -40,6 +40,7 @@ def run(
     name: Annotated[Optional[str], typer.Option(help="Another name for the run.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value, any depth: pre_training.steps=50.")] = None,
     executor: Annotated[str, typer.Option(help="local, or slurm: four chained jobs.")] = "local",
+    jobs: Annotated[int, typer.Option(min=1, help="With the local executor: networks, and shards of explicit posteriors, at a time.")] = 1,
     fork: Annotated[bool, typer.Option("--fork", help="Go on from the checkpoints of a run that had another configuration or benchmark.")] = False,
     experiments: Experiments = Path("experiments"),
 ) -> None:
@@ -55,7 +56,7 @@ def run(
             made = create_run(one, experiments, fork)
             typer.echo(f"submitted {made.path} as jobs {', '.join(submit(made))}")
         return
-    made = run_study(asked, experiments, live=sys.stdout, fork=fork)
+    made = run_study(asked, experiments, live=sys.stdout, fork=fork, jobs=jobs)
     for one in made: _show_results(one)
     if len(made) > 1: typer.echo(f"\nall together: causal-meta aggregate {' '.join(str(one.path) for one in made)} --out {asked.name}")
 
@@ -78,9 +79,10 @@ def _stage(stage: str, run: str, experiments: Path, **parameters) -> None:
     typer.echo(f"report   {run_stage(stage, found, sys.stdout, **parameters)}")
 
 @app.command()
-def pretrain(run: Run, experiments: Experiments = Path("experiments")) -> None:
+def pretrain(run: Run, model: Annotated[Optional[list[str]], typer.Option(help="Only this model; may be said again.")] = None,
+             experiments: Experiments = Path("experiments")) -> None:
     "Pre-train a run's amortised models, from their last checkpoints."
-    _stage("pre_training", run, experiments)
+    _stage("pre_training", run, experiments, **({"models": model} if model else {}))
 
 @app.command()
 def infer(run: Run, shard: Annotated[Optional[str], typer.Option(help="i/n: the i-th of n parts of the work.")] = None,

@@ -11,13 +11,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from .datasets.validation import InputError, one_of
+from .runners.at_once import at_once
 from .runners.config import RunConfig, load_config, runs_of
 from .runners.distributed import rank_of
 from .runners.evaluation import evaluate
@@ -146,7 +147,8 @@ def run_stage(
 ) -> Path:  # the executed notebook
     "Execute one stage of a run. Under several ranks each executes the notebook, and rank 0's copy is kept."
     rank = rank_of()
-    output = run.notebook("-".join([stage, *(str(v).replace("/", "of") for v in parameters.values())]))
+    of = ["-".join(v) if isinstance(v, list) else str(v).replace("/", "of") for v in parameters.values()]
+    output = run.notebook("-".join([stage, *of]))
     if not rank.is_main: output = output.with_suffix(f".rank{rank.rank}.ipynb")
     told = {"config": str(run.path/"config.yaml"), "experiments": str(run.path.parent), **parameters}
     try: return execute(stage_notebook(stage), output, told, live if rank.is_main else None)
@@ -180,15 +182,24 @@ def run_study(
     experiments: str | Path = "experiments",  # the folder of all runs
     live: Any = None,  # a file to which progress goes, such as sys.stdout
     fork: bool = False,  # go on from the checkpoints of runs that were made with another configuration
+    jobs: int = 1,  # pieces of work at a time
 ) -> list[RunDir]:  # done
-    "Make or reopen the runs that a configuration stands for, and execute their stages, one after another. What is there is kept."
-    done: list[RunDir] = []
-    for k, one in enumerate(configs := runs_of(config), 1):
-        run = create_run(one, experiments, fork)
-        if live and len(configs) > 1: print(f"run {run.name}, {k} of {len(configs)}", file=live, flush=True)
-        if done: share(done[0], run)
-        done.append(run_stages(run, live))
-    return done
+    "Make or reopen the runs that a configuration stands for, and execute their stages. What is there is kept."
+    runs = [create_run(one, experiments, fork) for one in runs_of(config)]
+    def say(text: str) -> None:
+        if live: print(text, file=live, flush=True)
+    if jobs > 1: _ahead(runs, jobs, live, say)
+    for k, run in enumerate(runs, 1):
+        if len(runs) > 1: say(f"run {run.name}, {k} of {len(runs)}")
+        if k > 1: share(runs[0], run)
+        run_stages(run, live)
+    return runs
+
+def _ahead(runs: Sequence[RunDir], jobs: int, live: Any, say: Callable[[str], None]) -> None:
+    "The long work of some runs, in pieces at a time: each network, then shards of the first run's explicit posteriors. The stages find it done."
+    pieces = [["-m", "causal_meta", "pretrain", str(run.path), "--model", m] for run in runs for m in run.config.of_kind("amortised")]
+    if runs[0].config.of_kind("explicit"): pieces += [["-m", "causal_meta", "infer", str(runs[0].path), "--shard", f"{k}/{jobs}"] for k in range(jobs)]
+    at_once(pieces, jobs, live, say)
 
 # %% ../nbs/50_pipeline.ipynb #360181ee
 def submit(

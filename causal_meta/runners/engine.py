@@ -16,7 +16,7 @@ from typing import Any
 from .pre_training import Preempted
 
 # %% auto #0
-__all__ = ['Stopped', 'SignalEngine']
+__all__ = ['Stopped', 'listening', 'SignalEngine']
 
 # %% ../../nbs/runners/37_engine.ipynb #02db9c33
 class Stopped(SystemExit):
@@ -24,7 +24,7 @@ class Stopped(SystemExit):
     def __init__(self): super().__init__(Preempted.exit_code)
 
 @contextmanager
-def _listening(pass_on: Callable[[int], None]) -> Iterator[None]:
+def listening(pass_on: Callable[[int], None]) -> Iterator[None]:
     "Hand SIGTERM and SIGUSR1 to `pass_on` for the body; only the main thread can."
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -57,7 +57,7 @@ def _engine() -> Any:
             return super().execute_cell(cell, *where, **options)
 
         def execute(self, **options: Any) -> Any:
-            with _listening(self.pass_on):
+            with listening(self.pass_on):
                 try: super().execute(**options)
                 except DeadKernelError:
                     if self.asked: raise Stopped from None
