@@ -93,7 +93,7 @@ KERNEL_ENVIRONMENT = {  # of a job, unless the user's environment says otherwise
 def own_kernel():
     "Make this interpreter the `python3` kernel for the body."
     with tempfile.TemporaryDirectory(prefix="causal-meta-kernel-") as folder:
-        argv = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+        argv = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]  # an interrupt at its shutdown is no error
         env = {name: os.environ.get(name, value) for name, value in KERNEL_ENVIRONMENT.items()}
         write_json(Path(folder)/"kernels"/"python3"/"kernel.json", {"argv": argv, "display_name": "python3", "language": "python", "env": env})
         old = os.environ.get("JUPYTER_PATH")
