@@ -45,13 +45,14 @@ def run(
     experiments: Experiments = Path("experiments"),
 ) -> None:
     "Pre-train, infer, evaluate and report: everything a configuration asks for, from where it stands."
-    from causal_meta.datasets.validation import one_of
+    from causal_meta.datasets.validation import InputError, one_of
     from causal_meta.pipeline import run_study, submit
     from causal_meta.runners.config import load_config, runs_of
     from causal_meta.runners.runs import create_run
 
     asked = load_config(config, settings or [], name)
     if one_of(executor, ["local", "slurm"], "executor") == "slurm":
+        if jobs > 1: raise InputError("--jobs is for the local executor; under SLURM each stage is a job.")
         for one in runs_of(asked):
             made = create_run(one, experiments, fork)
             typer.echo(f"submitted {made.path} as jobs {', '.join(submit(made))}")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,7 +14,7 @@ import pandas as pd
 
 from .plots import plot_learning_curve, plot_reliability
 from .statistics import compare_all
-from .studies import Study, gather, run_folders
+from .studies import Study, gather
 from .study_figures import plot_entropy, plot_errors, plot_factors, plot_pareto, plot_risk_coverage, pooled_counts, pooled_curves
 from .study_tables import MAIN, Table, study_tables
 from ..runners.runs import RunDir, write_atomic
@@ -49,7 +49,7 @@ def _save_table(table: Table, folder: Path, name: str) -> None:
     "As LaTeX, Markdown and CSV."
     for suffix, text in ((".tex", table.to_latex(f"tab:{name}")), (".md", table.to_markdown()), (".csv", table.to_csv())): write_atomic(folder/f"{name}{suffix}", text if text.endswith("\n") else text + "\n")
 
-def _figures(frame: pd.DataFrame, runs: list[RunDir], training: Mapping[str, Mapping[str, float]]) -> dict[str, plt.Figure]:
+def _figures(frame: pd.DataFrame, runs: Sequence[RunDir], training: Mapping[str, Mapping[str, float]]) -> dict[str, plt.Figure]:
     "All figures of a study that there is something to draw for."
     out = {f"factors_{m}": plot_factors(frame, m).figure for m in MAIN if frame[m].notna().any()}
     if (counts := pooled_counts(runs)):
@@ -71,8 +71,7 @@ def aggregate(
     "Tables, figures and tidy data of all finished runs."
     study, out = gather(paths), Path(out)
     say(str(study))
-    runs = [run for run in run_folders(paths) if run.name in study.used]
-    frame, training = study.frame, training_costs(runs)
+    frame, training = study.frame, training_costs(study.used)
     ordered = frame.sort_values(["model", "training_seed", "seed_list", "family", "index"], ignore_index=True)
     write_atomic(out/"results.csv", ordered.to_csv(index=False))
     write_atomic(out/"results.parquet", ordered.to_parquet(index=False))
@@ -81,7 +80,7 @@ def aggregate(
     write_atomic(out/"comparisons.csv", comparisons[["factor", "metric", *(c for c in comparisons if c not in ("factor", "metric"))]].to_csv(index=False))
     tables = study_tables(frame, training)
     for name, table in tables.items(): _save_table(table, out/"tables", name)
-    figures = _figures(frame, runs, training)
+    figures = _figures(frame, study.used, training)
     for name, fig in figures.items(): _save_figure(fig, out/"figures", name)
     write_atomic(out/"summary.md", _summary(study, tables, list(figures)))
     say(f"wrote {len(tables)} tables and {len(figures)} figures to {out}")
@@ -90,8 +89,8 @@ def aggregate(
 def _summary(study: Study, tables: Mapping[str, Table], figures: Iterable[str]) -> str:
     "The page to start from."
     benchmark = study.frame.attrs["benchmark"]
-    parts = [f"# {benchmark['name']}, {len(study.used)} runs", f"Benchmark digest `{benchmark['sha256'][:12]}`. Runs: {', '.join(study.used)}.",
-             "\n".join([*(f"- left out {run}: {why}" for run, why in study.left_out.items()), *(f"- {r}" for r in study.remarks)]),
+    parts = [f"# {benchmark['name']}, {len(study.used)} runs", f"Benchmark digest `{benchmark['sha256'][:12]}`. Runs: {', '.join(run.name for run in study.used)}.",
+             "\n".join([*(f"- left out {run}: {why}" for run, why in study.left_out), *(f"- {r}" for r in study.remarks)]),
              *(f"## {name.replace('_', ' ')}\n\n{table.to_markdown()}" for name, table in tables.items()),
              *(f"![{name.replace('_', ' ')}](figures/{name}.png)" for name in figures)]
     return "\n\n".join(p for p in parts if p) + "\n"

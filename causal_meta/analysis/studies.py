@@ -49,14 +49,14 @@ def unfinished(
 class Study:
     "The results of several runs."
     frame: pd.DataFrame  # as `collect` gives it, with factor, mechanism, d, n, and .attrs["benchmark"]
-    used: tuple[str, ...]  # names of runs
-    left_out: dict[str, str]  # name of a run -> why
+    used: tuple[RunDir, ...]
+    left_out: tuple[tuple[str, str], ...]  # the name of a run, and why
     remarks: tuple[str, ...]  # what else a reader should know
 
     def __str__(self) -> str:
         "One line for each run that was left out, and each remark."
         return "\n".join([f"{len(self.used)} runs, {len(self.frame)} posteriors of {self.frame['model'].nunique()} models on {self.frame.attrs['benchmark']['name']}",
-                          *(f"left out {run}: {why}" for run, why in self.left_out.items()), *self.remarks])
+                          *(f"left out {run}: {why}" for run, why in self.left_out), *self.remarks])
 
 def _repeated(runs: Iterable[RunDir]) -> list[str]:
     "Networks that occur in more than one run."
@@ -79,12 +79,12 @@ def gather(
 ) -> Study:
     "The results of all finished runs in some folders."
     runs = run_folders(paths)
-    why = {run.path: unfinished(run) for run in runs}
-    usable = [run for run in runs if why[run.path] is None]
-    left_out = {run.name: why[run.path] for run in runs if why[run.path] is not None}
-    if not usable: raise InputError("gather: no run has finished (" + "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) + "); allowed: runs that have been evaluated.")
+    why = [unfinished(run) for run in runs]
+    usable = tuple(run for run, reason in zip(runs, why) if reason is None)
+    left_out = tuple((run.name, reason) for run, reason in zip(runs, why) if reason is not None)
+    if not usable: raise InputError("gather: no run has finished (" + "; ".join(f"{name}: {reason}" for name, reason in left_out) + "); allowed: runs that have been evaluated.")
     frame = collect([run.path for run in usable])
     test = usable[0].benchmark().test
     facts = {family: (kind.factor, _mechanism(kind), kind.d, kind.n) for family, kind in test.items()}
     for k, name in enumerate(("factor", "mechanism", "d", "n")): frame.insert(5 + k, name, [facts[f][k] for f in frame["family"]])
-    return Study(frame, tuple(run.name for run in usable), left_out, tuple(_repeated(usable)))
+    return Study(frame, usable, left_out, tuple(_repeated(usable)))

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..datasets.validation import InputError
@@ -26,6 +27,14 @@ def _tail(text: str) -> str:
     "The last line that says something."
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("causal-meta: ") if lines else "it said nothing"
+
+@contextmanager
+def _none_left(running: Sequence[tuple[subprocess.Popen, Any, Any]]) -> Iterator[None]:
+    "Whatever ends the body, no command outlives it."
+    try: yield
+    finally:
+        for process, _, _ in running: process.terminate()
+        for process, _, _ in running: process.wait()
 
 def at_once(
     commands: Sequence[Sequence[str]],  # each to be given to this Python: ["-m", "causal_meta", ...]
@@ -43,12 +52,13 @@ def at_once(
 
     env = {"OMP_NUM_THREADS": "1", **os.environ} if jobs > 1 else dict(os.environ)
     wrong: list[tuple[int, str]] = []
-    with listening(pass_on):
+    with listening(pass_on), _none_left(running):
         while running or (waiting and not asked and not wrong):
             while waiting and len(running) < jobs and not asked and not wrong:
                 command, said = waiting.pop(0), tempfile.TemporaryFile("w+")
                 if say: say(" ".join(command[2:] if list(command[:2]) == ["-m", "causal_meta"] else command))
                 running.append((subprocess.Popen([sys.executable, *command], stdout=live if live is not None else subprocess.DEVNULL, stderr=said, text=True, env=env), said, command))
+                for number in asked: running[-1][0].send_signal(number)  # that came while it was started
             time.sleep(.05)
             for one in [r for r in running if r[0].poll() is not None]:
                 running.remove(one)
@@ -57,6 +67,6 @@ def at_once(
                 one[1].close()
             if wrong and running and not asked: pass_on(signal.SIGTERM)
     if not wrong and not asked: return
-    failed = [text for code, text in wrong if code not in (Preempted.exit_code, -signal.SIGTERM)]
+    failed = [text for code, text in wrong if code not in (Preempted.exit_code, -signal.SIGTERM, -signal.SIGUSR1)]  # a signal ends what has only just begun
     if failed: raise InputError(failed[0])
     raise Preempted(wrong[0][1] if wrong and wrong[0][0] == Preempted.exit_code else "asked to stop; what was finished is kept.")
