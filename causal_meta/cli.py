@@ -46,7 +46,7 @@ def run(
 ) -> None:
     "Pre-train, infer, evaluate and report: everything a configuration asks for, from where it stands."
     from causal_meta.datasets.validation import InputError, one_of
-    from causal_meta.pipeline import run_study, submit
+    from causal_meta.pipeline import run_study, study_report, submit
     from causal_meta.runners.config import load_config, runs_of
     from causal_meta.runners.runs import create_run
 
@@ -59,7 +59,7 @@ def run(
         return
     made = run_study(asked, experiments, live=sys.stdout, fork=fork, jobs=jobs)
     for one in made: _show_results(one)
-    if len(made) > 1: typer.echo(f"\nall together: causal-meta aggregate {' '.join(str(one.path) for one in made)} --out {asked.name}")
+    if len(made) > 1: typer.echo(f"\nreport over all runs  {study_report(asked, experiments)}\nall together: causal-meta aggregate {' '.join(str(one.path) for one in made)} --out {asked.name}")
 
 def _show_results(run) -> None:
     "The result table of a run, and where its report is."
@@ -103,9 +103,21 @@ def evaluate(run: Run, experiments: Experiments = Path("experiments")) -> None:
     _show_results(find_run(run, experiments))
 
 @app.command()
-def report(run: Run, experiments: Experiments = Path("experiments")) -> None:
-    "Execute the report on a run's results."
-    _stage("report", run, experiments)
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Runs by name or folder; several are reported together.")],
+    out: Annotated[Optional[Path], typer.Option(help="The notebook to write for several runs; report.ipynb by default. The report of one run is kept with it.")] = None,
+    experiments: Experiments = Path("experiments"),
+) -> None:
+    "Execute the report on the results of a run, or of several together."
+    from causal_meta.datasets.validation import InputError
+    from causal_meta.pipeline import report_together
+    from causal_meta.runners.runs import find_run
+
+    found = [find_run(run, experiments) for run in runs]
+    if len(found) == 1:
+        if out is not None: raise InputError("--out is for the report on several runs; that of one run is written to its own folder.")
+        return _stage("report", runs[0], experiments)
+    typer.echo(f"report   {report_together(found, Path('report.ipynb') if out is None else out, sys.stdout)}")
 
 # %% ../nbs/51_cli.ipynb #86ea83f5
 @app.command()

@@ -29,7 +29,8 @@ from .runners.steps import Diverged
 
 # %% auto #0
 __all__ = ['STAGES', 'MICRO', 'KERNEL_ENVIRONMENT', 'stage_notebook', 'check_parameters', 'only_parameters', 'open_job',
-           'own_kernel', 'execute', 'run_stage', 'run_stages', 'run_pipeline', 'run_study', 'submit']
+           'own_kernel', 'execute', 'run_stage', 'run_stages', 'run_pipeline', 'report_together', 'run_study',
+           'study_report', 'submit']
 
 # %% ../nbs/50_pipeline.ipynb #06b90b7f
 STAGES = ("pre_training", "inference", "evaluation", "report")
@@ -177,6 +178,14 @@ def run_pipeline(
     "Make or reopen a run and execute its four stages here."
     return run_stages(create_run(load_config(config, settings, name), experiments, fork), live)
 
+def report_together(
+    runs: Sequence[RunDir],  # evaluated, of one benchmark
+    out: Path,  # the executed notebook
+    live: Any = None,  # a file to which progress goes
+) -> Path:  # the same
+    "Execute the report over several runs."
+    return execute(stage_notebook("report"), out, {"runs": [str(run.path) for run in runs]}, live)
+
 def run_study(
     config: RunConfig,  # of a study, or of one run
     experiments: str | Path = "experiments",  # the folder of all runs
@@ -193,7 +202,14 @@ def run_study(
         if len(runs) > 1: say(f"run {run.name}, {k} of {len(runs)}")
         if k > 1: share(runs[0], run)
         run_stages(run, live)
+    if len(runs) > 1:
+        say("report over all runs")
+        report_together(runs, study_report(config, experiments), live)
     return runs
+
+def study_report(config: RunConfig, experiments: str | Path = "experiments") -> Path:
+    "Where the report over all runs of a study is."
+    return Path(experiments)/f"{config.name}-report.ipynb"
 
 def _ahead(runs: Sequence[RunDir], jobs: int, live: Any, say: Callable[[str], None]) -> None:
     "The long work of some runs, in pieces at a time: each network, then shards of the first run's explicit posteriors. The stages find it done."

@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from .claims import findings
 from .plots import plot_learning_curve, plot_reliability
 from .statistics import compare_all
 from .studies import Study, gather
@@ -20,7 +21,7 @@ from .study_tables import MAIN, Table, study_tables
 from ..runners.runs import RunDir, write_atomic
 
 # %% auto #0
-__all__ = ['training_costs', 'aggregate']
+__all__ = ['training_costs', 'study_figures', 'aggregate']
 
 # %% ../../nbs/analysis/44_aggregate.ipynb #ed507146
 def training_costs(
@@ -49,7 +50,12 @@ def _save_table(table: Table, folder: Path, name: str) -> None:
     "As LaTeX, Markdown and CSV."
     for suffix, text in ((".tex", table.to_latex(f"tab:{name}")), (".md", table.to_markdown()), (".csv", table.to_csv())): write_atomic(folder/f"{name}{suffix}", text if text.endswith("\n") else text + "\n")
 
-def _figures(frame: pd.DataFrame, runs: Sequence[RunDir], training: Mapping[str, Mapping[str, float]]) -> dict[str, plt.Figure]:
+# %% ../../nbs/analysis/44_aggregate.ipynb #e96364f2
+def study_figures(
+    frame: pd.DataFrame,  # as `gather` gives it
+    runs: Sequence[RunDir],  # that it came from
+    training: Mapping[str, Mapping[str, float]],  # amortised model -> cpu_seconds of pre-training
+) -> dict[str, plt.Figure]:  # factors_METRIC, reliability, risk_coverage, entropy, errors, pareto, training_MODEL
     "All figures of a study that there is something to draw for."
     out = {f"factors_{m}": plot_factors(frame, m).figure for m in MAIN if frame[m].notna().any()}
     if (counts := pooled_counts(runs)):
@@ -58,8 +64,8 @@ def _figures(frame: pd.DataFrame, runs: Sequence[RunDir], training: Mapping[str,
     out["errors"] = plot_errors(frame).figure
     if frame["edge_log_prob"].notna().any(): out["pareto"] = plot_pareto(frame, training={m: c["cpu_seconds"] for m, c in training.items() if c["cpu_seconds"]}).figure
     for model in training:
-        logs = [run.log("pre_training", model) for run in runs if run.log("pre_training", model).exists()]
-        if logs: out[f"training_{model}"] = plot_learning_curve(logs[0]).figure
+        logs = {f"seed {run.config.training_seed}": run.log("pre_training", model) for run in runs if run.log("pre_training", model).exists()}
+        if logs: out[f"training_{model}"] = plot_learning_curve(logs if len(logs) > 1 else next(iter(logs.values()))).figure
     return out
 
 # %% ../../nbs/analysis/44_aggregate.ipynb #f6f377c0
@@ -80,17 +86,18 @@ def aggregate(
     write_atomic(out/"comparisons.csv", comparisons[["factor", "metric", *(c for c in comparisons if c not in ("factor", "metric"))]].to_csv(index=False))
     tables = study_tables(frame, training)
     for name, table in tables.items(): _save_table(table, out/"tables", name)
-    figures = _figures(frame, study.used, training)
+    figures = study_figures(frame, study.used, training)
     for name, fig in figures.items(): _save_figure(fig, out/"figures", name)
-    write_atomic(out/"summary.md", _summary(study, tables, list(figures)))
+    write_atomic(out/"summary.md", _summary(study, findings(frame, study.used, training), tables, list(figures)))
     say(f"wrote {len(tables)} tables and {len(figures)} figures to {out}")
     return study
 
-def _summary(study: Study, tables: Mapping[str, Table], figures: Iterable[str]) -> str:
+def _summary(study: Study, found: Mapping[str, str], tables: Mapping[str, Table], figures: Iterable[str]) -> str:
     "The page to start from."
     benchmark = study.frame.attrs["benchmark"]
     parts = [f"# {benchmark['name']}, {len(study.used)} runs", f"Benchmark digest `{benchmark['sha256'][:12]}`. Runs: {', '.join(run.name for run in study.used)}.",
              "\n".join([*(f"- left out {run}: {why}" for run, why in study.left_out), *(f"- {r}" for r in study.remarks)]),
+             *(f"## {question}\n\n{answer}" for question, answer in found.items()),
              *(f"## {name.replace('_', ' ')}\n\n{table.to_markdown()}" for name, table in tables.items()),
              *(f"![{name.replace('_', ' ')}](figures/{name}.png)" for name in figures)]
     return "\n\n".join(p for p in parts if p) + "\n"

@@ -17,8 +17,8 @@ from ..datasets.validation import InputError, one_of
 from ..metrics.summary import is_better, metric_info
 
 # %% auto #0
-__all__ = ['TASK', 'RESAMPLES', 'Statistic', 'crossed', 'seed_weights', 'task_weights', 'weighted_iqm', 'interval', 'sign_flip_p',
-           'compare', 'holm', 'compare_all', 'against_best', 'study_table']
+__all__ = ['TASK', 'RESAMPLES', 'Statistic', 'COMPLETE', 'crossed', 'seed_weights', 'task_weights', 'weighted_iqm', 'interval',
+           'sign_flip_p', 'compare', 'apart', 'holm', 'compare_all', 'against_best', 'study_table']
 
 # %% ../../nbs/analysis/41_statistics.ipynb #203e7618
 TASK = ["seed_list", "family", "index"]  # what identifies a task
@@ -166,6 +166,31 @@ def compare(
     sd, better = x.std(ddof=1) if len(x) > 1 else 0., [1. if is_better(metric, u, 0.) else .5 if u == 0 else 0. for u in x.tolist()] if (info := metric_info(metric)) and info.direction != "none" else None
     return out | {"difference": found["mean"], "low": found["low"], "high": found["high"], "p": p, "effect": float(x.mean()/sd) if sd > 0 else None, "better": float(np.mean(better)) if better else None}
 
+# %% ../../nbs/analysis/41_statistics.ipynb #50fa1e53
+def apart(
+    frame: pd.DataFrame,  # rows of one model
+    other: pd.DataFrame,  # rows of the same model on other tasks
+    metric: str,
+    level: float = .95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, float | int | None]:  # difference (other minus frame), low, high, p of a t test, n tasks of the first and n_other of the other
+    "How much a model's mean differs between two groups of tasks."
+    A, B = crossed(frame, metric), crossed(other, metric)
+    out = {"difference": None, "low": None, "high": None, "p": None, "n": len(A), "n_other": len(B)}
+    if not len(A) or not len(B): return out
+    names, (A, B), rng = [t.index.get_level_values("family").tolist() for t in (A, B)], (A.to_numpy(), B.to_numpy()), np.random.default_rng(seed)
+    together = seed_weights(A.shape[1], rng, resamples)
+    of_b = together if B.shape[1] == A.shape[1] else seed_weights(B.shape[1], rng, resamples)
+    replicates = _statistic(B, task_weights(names[1], rng, resamples), of_b, "mean") - _statistic(A, task_weights(names[0], rng, resamples), together, "mean")
+    difference = float(np.nanmean(B, 1).mean() - np.nanmean(A, 1).mean())
+    if A.shape[1] == B.shape[1] > 1: by_seed = [(float((np.nanmean(B, 0) - np.nanmean(A, 0)).var(ddof=1)/A.shape[1]), A.shape[1] - 1)]
+    else: by_seed = [_variances(Y, f)[::2] for Y, f in ((A, names[0]), (B, names[1]))]
+    df = _degrees([*by_seed, *(_variances(Y, f)[1::2] for Y, f in ((A, names[0]), (B, names[1])))])
+    found = _around(difference, replicates, df, min(len(A), len(B)), 1, level, False)
+    p = float(2*stats.t.sf(abs(difference)/found["se"], df)) if found["se"] else None
+    return out | {"difference": difference, "low": found["low"], "high": found["high"], "p": p}
+
 # %% ../../nbs/analysis/41_statistics.ipynb #38e10493
 def holm(
     p_values: Sequence[float | None],  # None or nan: not tested
@@ -191,6 +216,8 @@ def compare_all(
     return pd.DataFrame(rows).assign(p_holm=holm([r["p"] for r in rows])) if rows else pd.DataFrame(columns=["first", "second", "p", "p_holm"])
 
 # %% ../../nbs/analysis/41_statistics.ipynb #21cfd239
+COMPLETE = .9  # of the tasks: who has fewer is not compared by the mean of all
+
 def against_best(
     frame: pd.DataFrame,  # as `collect` gives it
     metric: str,  # one with a better direction
@@ -198,12 +225,14 @@ def against_best(
     **how,  # as for `compare`
 ) -> pd.DataFrame:  # index model: mean, n, best, indistinguishable (True for the best itself), difference from the best, low, high, p_holm
     "Which models the data cannot tell from the best."
-    means = {m: crossed(some, metric).mean(axis=1).mean() for m, some in frame.groupby("model", sort=False) if some[metric].notna().any()}
-    best = next((m for m, v in means.items() if not any(is_better(metric, w, v) for w in means.values())), None)
+    scored = {m: crossed(some, metric).mean(axis=1) for m, some in frame.groupby("model", sort=False) if some[metric].notna().any()}
+    means, most = {m: of.mean() for m, of in scored.items()}, max(map(len, scored.values()), default=0)
+    complete = {m: v for m, v in means.items() if len(scored[m]) >= COMPLETE*most}
+    best = next((m for m, v in complete.items() if not any(is_better(metric, w, v) for w in complete.values())), None)
     rows = {m: compare(frame, metric, m, best, level=level, **how) for m in means if m != best}
     adjusted = dict(zip(rows, holm([r["p"] for r in rows.values()])))
     def same(m: str) -> bool: return rows[m]["low"] is None or adjusted[m] > 1 - level or rows[m]["low"] <= 0 <= rows[m]["high"]
-    return pd.DataFrame([{"model": m, "mean": v, "n": len(crossed(frame[frame["model"] == m], metric)), "best": m == best, "indistinguishable": m == best or same(m),
+    return pd.DataFrame([{"model": m, "mean": v, "n": len(scored[m]), "best": m == best, "indistinguishable": m == best or same(m),
                           **({k: rows[m][k] for k in ("difference", "low", "high")} if m in rows else dict.fromkeys(("difference", "low", "high"))), "p_holm": adjusted.get(m)} for m, v in means.items()]).set_index("model")
 
 # %% ../../nbs/analysis/41_statistics.ipynb #a709cd6b
