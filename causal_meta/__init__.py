@@ -3,7 +3,7 @@
 `import causal_meta` loads nothing heavy; the names below are fetched from their modules when first used."""
 __version__ = "0.1.0"
 
-_WHERE = {"posterior": "ask", "describe": "ask", "find_method": "ask", "load_pretrained": "runners.pretrained",
+_WHERE = {"posterior": "ask", "describe": "ask", "find_method": "ask", "decide": "decisions", "load_pretrained": "runners.pretrained",
           "pretrained_names": "runners.pretrained", "export_pretrained": "runners.pretrained",
           "Posterior": "models.base", "Budget": "models.base", "MODELS": "models.base", "build_model": "models.base",
           "read_table": "datasets.tables", "load_sachs": "datasets.real", "standardise": "datasets.streams",

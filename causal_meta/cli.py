@@ -95,12 +95,13 @@ def infer(run: Run, shard: Annotated[Optional[str], typer.Option(help="i/n: the 
     _stage("inference", run, experiments, **({} if shard is None else {"shard": shard}))
 
 @app.command()
-def evaluate(run: Run, experiments: Experiments = Path("experiments")) -> None:
+def evaluate(run: Run, table: Annotated[bool, typer.Option(help="Print the table of results.")] = True,
+             experiments: Experiments = Path("experiments")) -> None:
     "Compare all of a run's posteriors with the truth, and write its results."
     from causal_meta.runners.runs import find_run
 
     _stage("evaluation", run, experiments)
-    _show_results(find_run(run, experiments))
+    if table: _show_results(find_run(run, experiments))
 
 @app.command()
 def report(

@@ -212,10 +212,13 @@ def study_report(config: RunConfig, experiments: str | Path = "experiments") -> 
     return Path(experiments)/f"{config.name}-report.ipynb"
 
 def _ahead(runs: Sequence[RunDir], jobs: int, live: Any, say: Callable[[str], None]) -> None:
-    "The long work of some runs, in pieces at a time: each network, then shards of the first run's explicit posteriors. The stages find it done."
+    "The long work of some runs, in pieces at a time: each network, shards of the first run's explicit posteriors, then the evaluation of each run. The stages find it done."
     pieces = [["-m", "causal_meta", "pretrain", str(run.path), "--model", m] for run in runs for m in run.config.of_kind("amortised")]
     if runs[0].config.of_kind("explicit"): pieces += [["-m", "causal_meta", "infer", str(runs[0].path), "--shard", f"{k}/{jobs}"] for k in range(jobs)]
     at_once(pieces, jobs, live, say)
+    if len(runs) > 1:
+        for run in runs[1:]: share(runs[0], run)
+        at_once([["-m", "causal_meta", "evaluate", "--no-table", str(run.path)] for run in runs], jobs, live, say)
 
 # %% ../nbs/50_pipeline.ipynb #360181ee
 def submit(
