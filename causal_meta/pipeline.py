@@ -178,6 +178,7 @@ def run_pipeline(
     "Make or reopen a run and execute its four stages here."
     return run_stages(create_run(load_config(config, settings, name), experiments, fork), live)
 
+# %% ../nbs/50_pipeline.ipynb #e10a2931
 def report_together(
     runs: Sequence[RunDir],  # evaluated, of one benchmark
     out: Path,  # the executed notebook
