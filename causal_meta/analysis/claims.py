@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .statistics import against_best, apart, compare, crossed, holm, interval
+from .statistics import COMPLETE, against_best, apart, compare, crossed, holm, interval
 from .study_figures import pooled_counts, risk_by_coverage
 from ..datasets.validation import one_of
 from ..metrics.pooled_calibration import counts_table, pooled_reliability
@@ -37,7 +37,7 @@ def digits(
     return ("−" if value < 0 and float(text.replace(",", "")) else "") + text
 
 def with_interval(
-    found: Mapping[str, float | None],  # with low, high and the estimate under `key`
+    found: Mapping[str, float | None],  # with low, high and, by the name `key`, the estimate
     key: str = "mean",
 ) -> str:
     "The estimate and its interval."
@@ -65,7 +65,7 @@ def say_first(
     found = interval(frame[frame["model"] == best], metric)
     seeds = f" and {found['seeds']} training seeds" if found["seeds"] > 1 else ""
     text = f"By {metric}, *{best}* comes first: {with_interval(found)} (n = {found['n']} tasks{seeds})."
-    full = marks.n >= marks.n.max()*.9
+    full = marks.n >= COMPLETE*marks.n.max()
     ties, behind = marks.index[marks.indistinguishable & ~marks.best & full], marks[~marks.indistinguishable & full]
     if len(ties): text += f" These tasks do not tell {named(f'*{m}*' for m in ties)} from it."
     if len(behind):
@@ -250,8 +250,8 @@ def say_against_exact(
     if "exact_error" not in frame or not frame["exact_error"].notna().any(): return ""
     known = frame[frame["exact_error"].notna()]
     found = {m: interval(of, "exact_error") for m, of in known.groupby("model", sort=False)}
-    tv = {m: of["exact_pair_tv"].mean() for m, of in known.groupby("model", sort=False)} if "exact_pair_tv" in known else {}
-    return "\n".join(f"- *{m}*: {with_interval(found[m])} of probability per ordered pair" + (f", total variation of pair states {digits(tv[m], .05)}" if tv.get(m) == tv.get(m) and m in tv else "") + f" (n = {found[m]['n']} tasks)."
+    tv = known.groupby("model")["exact_pair_tv"].mean().dropna() if "exact_pair_tv" in known else {}
+    return "\n".join(f"- *{m}*: {with_interval(found[m])} of probability per ordered pair" + (f", total variation of pair states {digits(tv[m], .05)}" if m in tv else "") + f" (n = {found[m]['n']} tasks)."
                      for m in sorted(found, key=lambda m: found[m]["mean"]))
 
 def findings(
