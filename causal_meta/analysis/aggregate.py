@@ -12,16 +12,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from .along_distance import FEWEST_FAMILIES, family_means, run_distances
 from .claims import findings
 from .plots import plot_learning_curve, plot_reliability
 from .statistics import compare_all
 from .studies import Study, gather
-from .study_figures import plot_entropy, plot_errors, plot_factors, plot_pareto, plot_risk_coverage, pooled_counts, pooled_curves
+from .study_figures import plot_degradation, plot_entropy, plot_errors, plot_factors, plot_pareto, plot_risk_coverage, pooled_counts, pooled_curves
 from .study_tables import MAIN, Table, study_tables
 from ..runners.runs import RunDir, write_atomic
 
 # %% auto #0
-__all__ = ['training_costs', 'study_figures', 'aggregate']
+__all__ = ['DEGRADING', 'training_costs', 'study_figures', 'aggregate']
 
 # %% ../../nbs/analysis/44_aggregate.ipynb #ed507146
 def training_costs(
@@ -51,13 +52,18 @@ def _save_table(table: Table, folder: Path, name: str) -> None:
     for suffix, text in ((".tex", table.to_latex(f"tab:{name}")), (".md", table.to_markdown()), (".csv", table.to_csv())): write_atomic(folder/f"{name}{suffix}", text if text.endswith("\n") else text + "\n")
 
 # %% ../../nbs/analysis/44_aggregate.ipynb #e96364f2
+DEGRADING = ("edge_log_prob_mean", "auroc")  # comparable between graphs of different sizes
+
 def study_figures(
     frame: pd.DataFrame,  # as `gather` gives it
     runs: Sequence[RunDir],  # that it came from
     training: Mapping[str, Mapping[str, float]],  # amortised model -> cpu_seconds of pre-training
-) -> dict[str, plt.Figure]:  # factors_METRIC, reliability, risk_coverage, entropy, errors, pareto, training_MODEL
+    distances: Mapping[str, float] | None = None,  # family -> distance from training, where it was measured
+) -> dict[str, plt.Figure]:  # factors_METRIC, degradation_METRIC, reliability, risk_coverage, entropy, errors, pareto, training_MODEL
     "All figures of a study that there is something to draw for."
     out = {f"factors_{m}": plot_factors(frame, m).figure for m in MAIN if frame[m].notna().any()}
+    for m in DEGRADING:
+        if m in frame and len(set(family_means(frame, m, distances or {})["family"])) >= FEWEST_FAMILIES: out[f"degradation_{m}"] = plot_degradation(frame, m, distances).figure
     if (counts := pooled_counts(runs)):
         out["reliability"], out["risk_coverage"] = plot_reliability(pooled_curves(counts)).figure, plot_risk_coverage(counts).figure
     if frame["factor"].nunique() > 1: out["entropy"] = plot_entropy(frame)[0].figure
@@ -86,9 +92,10 @@ def aggregate(
     write_atomic(out/"comparisons.csv", comparisons[["factor", "metric", *(c for c in comparisons if c not in ("factor", "metric"))]].to_csv(index=False))
     tables = study_tables(frame, training)
     for name, table in tables.items(): _save_table(table, out/"tables", name)
-    figures = study_figures(frame, study.used, training)
+    distances = run_distances(study.used[0])
+    figures = study_figures(frame, study.used, training, distances)
     for name, fig in figures.items(): _save_figure(fig, out/"figures", name)
-    write_atomic(out/"summary.md", _summary(study, findings(frame, study.used, training), tables, list(figures)))
+    write_atomic(out/"summary.md", _summary(study, findings(frame, study.used, training, distances=distances), tables, list(figures)))
     say(f"wrote {len(tables)} tables and {len(figures)} figures to {out}")
     return study
 

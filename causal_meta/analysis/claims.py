@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .along_distance import distance_trend
 from .statistics import COMPLETE, against_best, apart, compare, crossed, holm, interval
+from .studies import KNOWN
 from .study_figures import pooled_counts, risk_by_coverage
 from ..datasets.validation import one_of
 from ..metrics.pooled_calibration import counts_table, pooled_reliability
@@ -21,8 +23,8 @@ from ..runners.runs import RunDir
 
 # %% auto #0
 __all__ = ['digits', 'with_interval', 'named', 'say_first', 'shift_costs', 'say_shifts', 'say_chance', 'sure_and_wrong',
-           'say_calibration', 'counts_by_factor', 'say_doubt', 'say_price', 'say_measured', 'say_against_exact',
-           'findings']
+           'say_calibration', 'counts_by_factor', 'say_doubt', 'say_price', 'say_distance', 'say_measured',
+           'say_against_exact', 'findings']
 
 # %% ../../nbs/analysis/43b_claims.ipynb #8126a4ae
 def digits(
@@ -79,7 +81,7 @@ def say_first(
 def shift_costs(
     frame: pd.DataFrame,  # as `gather` gives it
     metric: str,
-    known: str = "in distribution",  # the factor that is no shift
+    known: str = KNOWN,  # the factor that is no shift
     without: Sequence[str] = ("real",),  # factors that are not compared
 ) -> pd.DataFrame:  # a row for each model and factor: difference (positive: better), low, high, p_holm, n
     "What each factor costs each model."
@@ -98,7 +100,7 @@ def say_shifts(
     frame: pd.DataFrame,  # as `gather` gives it
     metric: str,
     models: Sequence[str],  # which
-    known: str = "in distribution",
+    known: str = KNOWN,
 ) -> str:  # a paragraph for each model, as list items
     "What the shifts cost, the dearest first."
     costs, out = shift_costs(frame, metric, known), []
@@ -161,7 +163,7 @@ def _calibrated(counts: Sequence[Mapping[str, Sequence[float]]]) -> str:
 def say_calibration(
     counts: Mapping[str, Mapping[str, Sequence[Mapping[str, Sequence[float]]]]],  # factor -> model -> counts, see `counts_by_factor`
     models: Sequence[str],
-    known: str = "in distribution",
+    known: str = KNOWN,
 ) -> str:  # a list item for each model
     "Calibration in distribution, and at its worst."
     out = []
@@ -189,7 +191,7 @@ def say_doubt(
     frame: pd.DataFrame,  # as `gather` gives it
     counts: Mapping[str, Sequence[Mapping[str, Sequence[float]]]],  # model -> counts of its posteriors
     models: Sequence[str],
-    known: str = "in distribution",
+    known: str = KNOWN,
 ) -> str:  # a list item for each model
     "What entropy is worth as a warning."
     out = []
@@ -231,6 +233,23 @@ def say_price(
     if worse: text += f" Speed is no argument for {named(worse)}: by {metric} it is the worse on their common tasks."
     return text
 
+# %% ../../nbs/analysis/43b_claims.ipynb #b3d7ce32
+def say_distance(
+    frame: pd.DataFrame,  # as `gather` gives it
+    metric: str,  # with a better direction
+    models: Sequence[str],  # which
+    distances: Mapping[str, float],  # family -> distance from training
+) -> str:  # a list item for each model; "" where too few families have a distance
+    "Whether models get worse the further a family lies from training."
+    trend, out = distance_trend(frame[frame["model"].isin(list(models))], metric, distances), []
+    for r in trend.itertuples():
+        harm = -r.rho if is_better(metric, 1., 0.) else r.rho
+        word = "is not seen to follow the distance" if r.p_holm > .05 else "gets worse with the distance" if harm > 0 else "gets better with the distance"
+        ends = f"; by {metric}, {digits(r.near, .5)} where a family is no further than training is from itself, {digits(r.far, .5)} beyond" if np.isfinite(r.near) and np.isfinite(r.far) else ""
+        p = "p < 0.001" if r.p_holm < .001 else f"p = {digits(r.p_holm)}"
+        out.append(f"- *{r.model}* {word}: rank correlation {digits(r.rho, .5)} over {r.families} families ({p}){ends}.")
+    return "\n".join(out)
+
 # %% ../../nbs/analysis/43b_claims.ipynb #14062b3f
 def say_measured(
     frame: pd.DataFrame,  # as `gather` gives it
@@ -258,9 +277,10 @@ def findings(
     frame: pd.DataFrame,  # as `gather` gives it
     runs: Sequence[RunDir],  # that it came from
     training: Mapping[str, Mapping[str, float]],  # amortised model -> cpu_seconds of pre-training
-    known: str = "in distribution",
+    known: str = KNOWN,
     comparable: str = "edge_log_prob_mean",  # the metric for comparisons between graphs of different sizes
     chance: str = "random",  # the model that ignores the data
+    distances: Mapping[str, float] | None = None,  # family -> distance from training, where it was measured
 ) -> dict[str, str]:  # question -> answer, in Markdown
     "What a study found."
     models, simulated = list(dict.fromkeys(frame["model"])), frame[frame["factor"] != "real"]
@@ -269,6 +289,7 @@ def findings(
     by_factor = counts_by_factor(runs) if runs else {}
     answers = {"Which posterior is nearest to the truth?": "\n\n".join(filter(None, (say_first(own, m) for m in ("edge_log_prob_mean", "auroc", "e_shd") if m in own))),
                "Where does it break?": "\n\n".join(filter(None, (say_shifts(simulated, comparable, serious, known) if simulated["factor"].nunique() > 1 else "", say_chance(simulated, comparable, chance)))),
+               "Does the distance from training foretell it?": say_distance(simulated, comparable, serious, distances or {}),
                "Can its probabilities be taken at their word?": say_calibration(by_factor, serious, known),
                "Does its doubt know?": say_doubt(simulated, pooled_counts(runs) if runs else {}, serious, known),
                "How far is it from exact inference?": say_against_exact(frame),

@@ -35,8 +35,8 @@ __all__ = ['COLOURS', 'MARKERS', 'GREY', 'STYLE', 'style', 'styled', 'plot_metri
            'probable_dag', 'clutter', 'graph_layout', 'plot_graph', 'read_log', 'plot_learning_curve']
 
 # %% ../../nbs/analysis/43_plots.ipynb #fa7cf529
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")  # Okabe and Ito (2008), but for the last: their yellow is too pale for lines
+MARKERS = "osD^vPX<>"  # one more, so that 72 models differ in one or the other
 GREY = "#8c8c8c"
 STYLE = {"figure.figsize": (5, 3), "figure.dpi": 110, "savefig.bbox": "tight", "font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9,
          "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": .8, "axes.prop_cycle": plt.cycler(color=COLOURS),
@@ -290,7 +290,7 @@ def plot_learning_curve(
     logs = log if isinstance(log, Mapping) else {"": log}
     ax = _axes(ax, 5, 3)
     colours = itertools.cycle(COLOURS)
-    for name, source in logs.items():
+    for (name, source), dash in zip(logs.items(), itertools.cycle(("-", "--", "-.", ":"))):  # so that logs can be told apart in grey
         frame = source if isinstance(source, pd.DataFrame) else read_log(source)
         there = [c for c in frame.columns if c != "step" and pd.api.types.is_numeric_dtype(frame[c])]
         for key in [k for k in there if "loss" in k] if keys is None else [one_of(k, there, "logged value") for k in keys]:
@@ -298,7 +298,7 @@ def plot_learning_curve(
             few, label = len(line) < 60, f"{name} {key}".strip()
             if not few: ax.plot(line["step"], line[key], color=colour, lw=.5, alpha=.3)
             smooth = line[key] if few else line[key].rolling(max(len(line)//30, 5), center=True, min_periods=1).median()
-            ax.plot(line["step"], smooth, "o-" if few else "-", ms=3.5, color=colour, label=label)
+            ax.plot(line["step"], smooth, marker="o" if few else None, ls=dash, ms=3.5, color=colour, label=label)
     ax.set(xlabel="optimiser step", ylabel="loss" if keys is None else ", ".join(keys), xlim=(0, None))
     if ax.lines: ax.legend()
     return ax

@@ -31,10 +31,14 @@ def crossed(
     if frame.empty: raise InputError(f"statistics: there are no results for metric {metric}; allowed: results of at least one posterior.")
     if frame["model"].nunique() > 1: raise InputError(f"statistics: results of several models ({', '.join(sorted(frame['model'].unique()))}) were given; allowed: of one.")
     one_of(metric, list(frame.columns), "metric of these results")
-    seeds = frame["training_seed"].astype("Int64").fillna(-1)  # an explicit model has none
-    if frame.assign(training_seed=seeds).duplicated([*TASK, "training_seed"]).any(): raise InputError(f"statistics: a task of model {frame['model'].iloc[0]} occurs twice for the same training seed; allowed: once.")
-    table = frame.assign(training_seed=seeds).pivot(index=TASK, columns="training_seed", values=metric).astype(float).dropna(how="all")
-    return table.iloc[:, :1] if (table.nunique(axis=1, dropna=False) <= 1).all() else table
+    seeds, column = np.unique(frame["training_seed"].astype("Int64").fillna(-1).to_numpy(dtype=int), return_inverse=True)  # an explicit model has none
+    row, tasks = pd.MultiIndex.from_frame(frame[TASK]).factorize(sort=True)
+    if len(np.unique(row*len(seeds) + column)) < len(row): raise InputError(f"statistics: a task of model {frame['model'].iloc[0]} occurs twice for the same training seed; allowed: once.")
+    Y = np.full((len(tasks), len(seeds)), np.nan)
+    Y[row, column] = frame[metric].to_numpy(dtype=float, na_value=np.nan)
+    if ((Y == Y[:, :1]) | np.isnan(Y) & np.isnan(Y[:, :1])).all(): Y, seeds = Y[:, :1], seeds[:1]
+    there = ~np.isnan(Y).all(1)
+    return pd.DataFrame(Y[there], index=tasks[there].set_names(TASK), columns=pd.Index(seeds, name="training_seed"))
 
 # %% ../../nbs/analysis/41_statistics.ipynb #cc92370f
 RESAMPLES = 2000
@@ -86,10 +90,12 @@ def _statistic(Y: np.ndarray, tasks: np.ndarray, seeds: np.ndarray, statistic: S
 # %% ../../nbs/analysis/41_statistics.ipynb #5abf13ff
 def _variances(Y: np.ndarray, families: Sequence[str]) -> tuple[float, float, int, int]:
     "Variance of the mean by training seeds and by tasks within families, and the degrees of freedom of each."
-    of_seed = pd.DataFrame(Y).mean()
-    groups = pd.Series(pd.DataFrame(Y).mean(axis=1).to_numpy()).groupby(np.asarray(families))
-    T, many = len(Y), groups.size()
-    return float(of_seed.var(ddof=1)/len(of_seed)) if len(of_seed) > 1 else 0., float(((many/T)**2*groups.var(ddof=1)/many)[many > 1].sum()), Y.shape[1] - 1, int((many - 1).sum())
+    Y = Y[:, ~np.isnan(Y).all(0)]
+    of_seed, of_task, (_, at) = np.nanmean(Y, 0), np.nanmean(Y, 1), np.unique(np.asarray(families), return_inverse=True)
+    T, many = len(Y), np.bincount(at)
+    squares = np.bincount(at, (of_task - (np.bincount(at, of_task)/many)[at])**2)
+    within = np.divide(squares, many - 1, out=np.zeros(len(many)), where=many > 1)
+    return float(of_seed.var(ddof=1)/len(of_seed)) if len(of_seed) > 1 else 0., float((many*within).sum()/T**2), Y.shape[1] - 1, int((many - 1).sum())
 
 def _degrees(parts: Iterable[tuple[float, int]]) -> float:
     "Satterthwaite's degrees of freedom of a sum of variances; infinite where there is no variance."
@@ -151,8 +157,12 @@ def compare(
     seed: int = 0,
 ) -> dict[str, float | int | None]:  # difference (first minus second), low, high, p, effect, better (share of tasks), n tasks, unmatched tasks that only one of them has
     "A paired comparison on identical tasks."
-    one_of(test, ("permutation", "wilcoxon"), "test")
     a, b = (crossed(frame[frame["model"] == one_of(m, list(frame["model"].unique()), "model of these results")], metric) for m in (first, second))
+    return _paired(a, b, metric, test, level, resamples, seed)
+
+def _paired(a: pd.DataFrame, b: pd.DataFrame, metric: str, test: str = "permutation", level: float = .95, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, float | int | None]:
+    "`compare`, of what `crossed` gives for each of two models."
+    one_of(test, ("permutation", "wilcoxon"), "test")
     common = a.index.intersection(b.index)
     out = {"difference": None, "low": None, "high": None, "p": None, "effect": None, "better": None, "n": len(common), "unmatched": len(a) + len(b) - 2*len(common)}
     if not len(common): return out
@@ -212,7 +222,8 @@ def compare_all(
 ) -> pd.DataFrame:  # a row for each pair of models: first, second, what `compare` says, and p_holm
     "All pairs of models, with Holm's correction over them."
     chosen = list(dict.fromkeys(frame["model"])) if models is None else list(models)
-    rows = [{"first": a, "second": b, **compare(frame, metric, a, b, **how)} for a, b in combinations(chosen, 2)]
+    values = {m: crossed(frame[frame["model"] == one_of(m, list(frame["model"].unique()), "model of these results")], metric) for m in chosen} if len(chosen) > 1 else {}
+    rows = [{"first": a, "second": b, **_paired(values[a], values[b], metric, **how)} for a, b in combinations(chosen, 2)]
     return pd.DataFrame(rows).assign(p_holm=holm([r["p"] for r in rows])) if rows else pd.DataFrame(columns=["first", "second", "p", "p_holm"])
 
 # %% ../../nbs/analysis/41_statistics.ipynb #21cfd239
@@ -225,11 +236,11 @@ def against_best(
     **how,  # as for `compare`
 ) -> pd.DataFrame:  # index model: mean, n, best, indistinguishable (True for the best itself), difference from the best, low, high, p_holm
     "Which models the data cannot tell from the best."
-    scored = {m: crossed(some, metric).mean(axis=1) for m, some in frame.groupby("model", sort=False) if some[metric].notna().any()}
-    means, most = {m: of.mean() for m, of in scored.items()}, max(map(len, scored.values()), default=0)
+    scored = {m: crossed(some, metric) for m, some in frame.groupby("model", sort=False) if some[metric].notna().any()}
+    means, most = {m: of.mean(axis=1).mean() for m, of in scored.items()}, max(map(len, scored.values()), default=0)
     complete = {m: v for m, v in means.items() if len(scored[m]) >= COMPLETE*most}
     best = next((m for m, v in complete.items() if not any(is_better(metric, w, v) for w in complete.values())), None)
-    rows = {m: compare(frame, metric, m, best, level=level, **how) for m in means if m != best}
+    rows = {m: _paired(scored[m], scored[best], metric, level=level, **how) for m in means if m != best}
     adjusted = dict(zip(rows, holm([r["p"] for r in rows.values()])))
     def same(m: str) -> bool: return rows[m]["low"] is None or adjusted[m] > 1 - level or rows[m]["low"] <= 0 <= rows[m]["high"]
     return pd.DataFrame([{"model": m, "mean": v, "n": len(scored[m]), "best": m == best, "indistinguishable": m == best or same(m),

@@ -18,7 +18,7 @@ from ..runners.records import units
 from ..runners.runs import RunDir, read_lines
 
 # %% auto #0
-__all__ = ['run_folders', 'unfinished', 'Study', 'gather']
+__all__ = ['KNOWN', 'run_folders', 'unfinished', 'Study', 'gather']
 
 # %% ../../nbs/analysis/40a_studies.ipynb #6c68886e
 def run_folders(
@@ -26,7 +26,8 @@ def run_folders(
 ) -> list[RunDir]:  # each once, in the order given, those of one folder by name
     "The runs in some folders."
     found: dict[Path, RunDir] = {}
-    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+    paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    for path in [p for p in paths if not p.is_file()] or paths:
         here = [path] if (path/"config.yaml").is_file() else sorted(p.parent for p in path.glob("*/config.yaml"))
         if not here: raise InputError(f"{path}: there is no run here; allowed: a run's folder, or a folder of runs.")
         for p in here: found.setdefault(p.resolve(), RunDir(p))
@@ -74,6 +75,8 @@ def _mechanism(kind: TestFamily) -> str:
     if kind.scm is None: return "real"
     return kind.scm.mechanism.type if kind.scm.mechanism else "mixture"
 
+KNOWN = "in distribution"  # the factor that is no shift; it comes first in tables and figures
+
 def gather(
     paths: str | Path | Iterable[str | Path],  # runs, or folders of runs
 ) -> Study:
@@ -87,4 +90,6 @@ def gather(
     test = usable[0].benchmark().test
     facts = {family: (kind.factor, _mechanism(kind), kind.d, kind.n) for family, kind in test.items()}
     for k, name in enumerate(("factor", "mechanism", "d", "n")): frame.insert(5 + k, name, [facts[f][k] for f in frame["family"]])
+    attrs, frame = frame.attrs, frame.sort_values("factor", key=lambda c: c != KNOWN, kind="stable", ignore_index=True)
+    frame.attrs = attrs
     return Study(frame, usable, left_out, tuple(_repeated(usable)))

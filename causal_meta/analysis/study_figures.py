@@ -14,10 +14,12 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
+from .along_distance import family_means
 from .collect import read_results
 from .plots import COLOURS, GREY, MARKERS, _axes, _metric_label, styled
 from .statistics import crossed, interval
-from ..datasets.validation import one_of
+from .studies import KNOWN
+from ..datasets.validation import InputError, one_of
 from ..metrics.calibration import Reliability
 from ..metrics.pooled_calibration import counts_table, pooled_reliability
 from ..metrics.uncertainty import ood_auroc
@@ -34,9 +36,14 @@ def looks(
     "How each model is drawn, by its place."
     return {m: {"color": c, "marker": k} for m, c, k in zip(models, itertools.cycle(COLOURS), itertools.cycle(MARKERS))}
 
+def _tall_label(metric: str) -> str:
+    "For a vertical axis: the direction on a second line."
+    return _metric_label(metric).replace(", ", "\n", 1)
+
 def _legend(ax: Axes, n: int) -> None:
-    "Above the axes."
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(n, 4), borderaxespad=.2, handletextpad=.2, columnspacing=1.2)
+    "Above the axes, with markers that can be told from each other."
+    legend = ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(n, 4), borderaxespad=.2, handletextpad=.2, columnspacing=1.2)
+    for handle in legend.get_lines(): handle.set(markersize=5, alpha=1.)
 
 @styled
 def plot_factors(
@@ -69,18 +76,21 @@ def plot_degradation(
     frame: pd.DataFrame,  # as `gather` gives it
     metric: str,
     distances: Mapping[str, float],  # family -> distance from training; families without are left out
-    xlabel: str = "distance from training",
+    groups: int = 5,  # means of families that the line joins, at most
+    log: bool = True,  # whether distances are shown on a logarithmic axis
     ax: Axes | None = None,
 ) -> Axes:
-    "Each family's mean against its distance from training."
-    ax = _axes(ax, 5, 3.2)
-    models = list(dict.fromkeys(frame["model"]))
+    "Each family's mean against its distance from training, and how it goes on average."
+    means = family_means(frame, metric, distances)
+    if means.empty: raise InputError(f"no family of these results has both {metric} and a distance from training; nothing can be drawn.")
+    ax, models = _axes(ax, 5, 3.2), list(dict.fromkeys(frame["model"]))
     for model, look in looks(models).items():
-        of = frame[(frame["model"] == model) & frame["family"].isin(list(distances))]
-        means = of.groupby("family")[metric].mean().dropna()
-        order = sorted(means.index, key=lambda f: distances[f])
-        ax.plot([distances[f] for f in order], means[order], lw=.8, ms=4.5, mec="white", mew=.5, label=model, **look)
-    ax.set(xlabel=xlabel, ylabel=_metric_label(metric))
+        of = means[means["model"] == model]
+        if of.empty: continue
+        ax.plot(of["distance"], of["value"], ls="", ms=2.5, mec="none", alpha=.4, **look)
+        parts = np.array_split(np.arange(len(of)), min(groups, len(of)))
+        ax.plot([of["distance"].iloc[p].median() for p in parts], [of["value"].iloc[p].mean() for p in parts], lw=1.2, ms=5, mec="white", mew=.5, label=model, **look)
+    ax.set(xlabel="distance from training, in units of its own spread", ylabel=_tall_label(metric), xscale="log" if log else "linear")
     _legend(ax, len(models))
     return ax
 
@@ -138,13 +148,15 @@ def pooled_curves(
 def plot_entropy(
     frame: pd.DataFrame,  # as `gather` gives it
     error: str = "brier",  # a metric of error
-    known: str = "in distribution",  # the factor that is no shift
+    known: str = KNOWN,  # the factor that is no shift
     axes: Sequence[Axes] | None = None,  # two
 ) -> Sequence[Axes]:
     "Entropy and error of each task, and the detection of shifts by entropy."
-    if axes is None: axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")[1]
     models, factors = (list(dict.fromkeys(frame[c])) for c in ("model", "factor"))
     shifts = [f for f in factors if f != known]
+    if axes is None:
+        heights = (3., .6 + len(shifts)*max(.34, .1*len(models)))
+        axes = plt.subplots(2, 1, figsize=(5, sum(heights)), height_ratios=heights, layout="constrained")[1]
     for (model, look), offset in zip(looks(models).items(), np.linspace(-.3, .3, len(models)) if len(models) > 1 else [0.]):
         of = frame[frame["model"] == model]
         tasks = of.groupby(["seed_list", "family", "index"])[["edge_entropy", error]].mean().dropna()
@@ -153,7 +165,8 @@ def plot_entropy(
         if known in by_factor:
             found = [(row + offset, float(ood_auroc(by_factor[known], by_factor[f]))) for row, f in enumerate(shifts) if f in by_factor]
             axes[1].plot([v for _, v in found], [y for y, _ in found], ls="", ms=5, mec="white", mew=.6, **look)
-    axes[0].set(xlabel=_metric_label("edge_entropy"), ylabel=_metric_label(error))
+    axes[0].set(xlabel=_metric_label("edge_entropy"), ylabel=_tall_label(error))
+    for row in range(0, len(shifts), 2): axes[1].axhspan(row - .5, row + .5, color=".95", linewidth=0, zorder=0)
     axes[1].axvline(.5, color=GREY, ls=":", lw=1)
     axes[1].set(yticks=range(len(shifts)), yticklabels=shifts, ylim=(len(shifts) - .5, -.5), xlim=(-.02, 1.02), xlabel="AUROC of entropy as a detector")
     _legend(axes[0], len(models))
@@ -203,7 +216,7 @@ def plot_pareto(
     shown = sorted((cost[m], quality[m]["mean"]) for m in models if quality[m]["mean"] is not None)
     front = [(c, v) for c, v in shown if not any(b <= c and w > v for b, w in shown)]
     ax.plot(*zip(*front), color=GREY, lw=1, ls=":", zorder=0, drawstyle="steps-post")
-    ax.set(xscale="log", xlabel="CPU seconds for a posterior" + (f" (hollow: with pre-training over {spread:,} data sets)" if training else ""), ylabel=_metric_label(metric))
+    ax.set(xscale="log", xlabel="CPU seconds for a posterior" + (f"\n(hollow: with pre-training over {spread:,} data sets)" if training else ""), ylabel=_tall_label(metric))
     ax.xaxis.label.set_size(8)
     _legend(ax, len(models))
     return ax

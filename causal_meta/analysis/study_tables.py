@@ -11,6 +11,7 @@ import pandas as pd
 
 from .collect import to_records
 from .statistics import against_best, interval
+from .studies import KNOWN
 from .tables import Table, cell, decimals, heading
 from ..datasets.validation import InputError, one_of
 from ..metrics.break_even import break_even_table
@@ -104,6 +105,6 @@ def study_tables(
         tables["exact"] = grouped_table(known, measured, "family", caption="Distance from the exact posterior, on the families where it is the generator's own. " + MARKS)
     tables["cost"] = cost_table(frame, training)
     if any(model in training for model in frame["model"].unique()): tables["break_even"] = break_even_rows(frame, training)
-    if len(own := simulated[simulated["factor"] == "in distribution"]): tables["mechanisms"] = grouped_table(own, by="mechanism", caption="Tasks in distribution, by mechanism. " + MARKS)
+    if len(own := simulated[simulated["factor"] == KNOWN]): tables["mechanisms"] = grouped_table(own, by="mechanism", caption="Tasks in distribution, by mechanism. " + MARKS)
     if len(real): tables["real"] = grouped_table(real, [m for m in MAIN if real[m].notna().any()], "family", caption="Measured data. " + MARKS)
     return tables
