@@ -12,7 +12,7 @@ from pathlib import Path
 NBS = Path("nbs")
 # The sections of the site in reading order; a folder that is not here comes last, under its own name.
 SECTIONS = {".": "Pipeline and commands", "datasets": "Datasets", "models": "Models", "metrics": "Metrics", "runners": "Runners",
-            "analysis": "Analysis", "jobs": "Jobs and reports", "tutorials": "Tutorials", "explanations": "Explanations"}
+            "analysis": "Analysis", "reports": "Reports", "jobs": "Jobs", "tutorials": "Tutorials", "explanations": "Explanations"}
 STAGES = ["pre_training", "inference", "evaluation", "report"]  # pages without a number that have an order
 HEADER = "<!-- Made from nbs/index.ipynb by scripts/prepare: edit the notebook, not this file. -->\n"
 

@@ -132,13 +132,16 @@ def say_chance(
     found["p_holm"] = holm(found["p"])
     sure = found.p_holm <= .05
     ahead = pd.Series([is_better(metric, d, 0.) for d in found.difference], index=found.index)
-    parts = []
-    for word, which in (("worse than", sure & ~ahead), ("not told from", ~sure)):
-        by = {m: of.factor.tolist() for m, of in found[which].groupby("model", sort=False)}
-        if by: parts.append(f"{word} *{chance}* by {metric} are " + named(f"*{m}* under {named(fs)}" for m, fs in by.items()))
-    if not parts: return f"By {metric} every model is better than *{chance}* under each of {found.factor.nunique()} factors (paired tests, {len(found)} of them, Holm's correction)."
-    text = "; ".join(parts)
-    return text[0].upper() + text[1:] + f" (paired tests, {len(found)} of them, Holm's correction)."
+    factors, tests = list(dict.fromkeys(found.factor)), f"{len(found)} paired test{'s' if len(found) > 1 else ''}, Holm's correction"
+    if (sure & ahead).all(): return f"By {metric} every model is better than *{chance}* under each of {len(factors)} factors ({tests})."
+    def under(some: list[str]) -> str:
+        rest = [f for f in factors if f not in some]
+        return "every factor" if not rest and len(factors) > 1 else f"all factors but {named(rest)}" if 1 <= len(rest) <= 2 < len(some) else named(some)
+    items = []
+    for m, of in found.groupby("model", sort=False):
+        by = {word: of.factor[which[of.index]].tolist() for word, which in (("better", sure & ahead), ("not told from it", ~sure), ("worse", sure & ~ahead))}
+        items.append(f"- *{m}* is " + "; ".join(f"{word} ({under(some)})" for word, some in by.items() if some) + ".")
+    return f"Against *{chance}*, which ignores the data, by {metric} ({tests}):\n\n" + "\n".join(items)
 
 # %% ../../nbs/analysis/43b_claims.ipynb #222274f1
 def sure_and_wrong(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def to_markdown(
     table: Table,
 ) -> str:  # a pipe table
     "For the site and for README files."
-    escape = lambda text: text.replace("|", "\\|")
+    escape = lambda text: re.sub(r"\[(\S+), (\S+)\]", "[\\1,\u00a0\\2]", text.replace("|", "\\|"))  # an interval stays on one line
     line = lambda cells: "| " + " | ".join(cells) + " |"
     rows = [line(_marked(table, r, k, escape(c), "**{}**", "*{}*") for k, c in enumerate(row)) for r, row in enumerate(table.rows)]
     out = [line(map(escape, table.header)), line("---" for _ in table.header), *rows]
