@@ -20,7 +20,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in ("audit-v1", "bcnp20-v1") else ()) for name in benchmarks()])  # the small audit has the same families
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in ("audit-v1", "bcnp20-v1", "real-v1") else ()) for name in benchmarks()])  # the small audit has the same families, and test_real.py the real data
 def test_nothing_has_drifted(name):
     if name == "real-v1" and not os.environ.get("CAUSAL_META_DATA"): pytest.skip("real data: CAUSAL_META_DATA is not set")
     if name == "networks-v1": pytest.importorskip("pgmpy", reason="the extra `networks` is not installed")

@@ -17,7 +17,7 @@ from causal_meta.runners.runs import create_run, read_lines
 BASE = {"name": "base", "benchmark": "audit-small-v1",  # tables of 5 to 10 columns and 100 to 200 rows
         "models": {"avici": {"type": "avici", "config": {"size": "tiny", "dropout": .1, "dual_every": 5, "dual_warmup": 5}},
                    "bcnp": {"type": "bcnp", "config": {"size": "tiny", "dropout": .1}}},
-        "pre_training": {"steps": 48, "global_batch": 4, "checkpoint_every": 2, "validate_every": 24, "log_every": 1, "threads": 1,
+        "pre_training": {"steps": 24, "global_batch": 4, "checkpoint_every": 2, "validate_every": 12, "log_every": 1, "threads": 1,
                          "rows": 32, "rows_hold": .5, "nodes_first": {4: .25}}}  # and fewer rows and nodes at first
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["causal_meta.runners.pre_training"])
@@ -112,7 +112,7 @@ def test_a_signal_to_the_command_reaches_the_kernel(tmp_path, undisturbed):
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 85, stderr
     step = last(run, "avici")["step"]
-    assert stderr.strip() == f"causal-meta: avici: asked to stop; saved at step {step} of 48."
+    assert stderr.strip() == f"causal-meta: avici: asked to stop; saved at step {step} of 24."
     assert (run.path/"notebooks"/"pre_training.stopped.ipynb").exists()
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
@@ -127,5 +127,5 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, undisturbed, capsys):
     file = torn.checkpoints("avici")/"last.pt"
     file.write_bytes(file.read_bytes()[:1000])
     pre_train(torn, "avici")
-    assert "is damaged or not a checkpoint" in (said := capsys.readouterr().out) and "Resuming from its predecessor at step 46" in said
+    assert "is damaged or not a checkpoint" in (said := capsys.readouterr().out) and "Resuming from its predecessor at step 22" in said
     same_end(undisturbed, torn, "avici")

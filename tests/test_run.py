@@ -22,35 +22,35 @@ def results(run):
     return [{k: v for k, v in r.items() if k not in ("compute", "made_of")} for r in raw["records"]], {k: v for k, v in summary.items() if k not in ("compute", "break_even")}
 
 
-def smoke_job(cli, tmp_path):
-    "Run it, and look at what it leaves."
-    first = cli("run", "smoke_test", *QUICK, "--set", "seed_lists=[a,b]")
+def smoke_job(cli, tmp_path, tasks):
+    "Run it, with so many tasks of each family, and look at what it leaves."
+    first = cli("run", "smoke_test", *QUICK, "--set", "seed_lists=[a,b]", "--set", f"tasks={tasks}")
     assert first.returncode == 0, first.stderr
     assert "auroc" in first.stdout and "report   experiments/smoke_test/notebooks/report.ipynb" in first.stdout
     run = tmp_path/"experiments"/"smoke_test"
     for file in ("config.yaml", "benchmark.json", "environment.json", "checkpoints/avici/best.pt", "checkpoints/bcnp/last.pt",
-                 "inference/exact/id/linear_er/0.safetensors", "inference/random/id/neural_net_er@b/1.safetensors",
+                 "inference/exact/id/linear_er/0.safetensors", f"inference/random/id/neural_net_er@b/{tasks - 1}.safetensors",
                  "results/metrics_raw.json", "results/metrics_summary.json", "logs/pre_training-avici.jsonl",
                  *(f"notebooks/{s}.ipynb" for s in ("pre_training", "inference", "evaluation", "report"))):
         assert (run/file).is_file(), file
     assert not [p for p in run.rglob("*") if re.search(r"\.(tmp|part|running\.ipynb|failed\.ipynb)$", p.name)]
     records, summary = results(run)
-    assert len(records) == 5*3*2*2 and set(summary["models"]) == {"avici", "bcnp", "pairformer", "exact", "random"}
+    assert len(records) == 5*3*tasks*2 and set(summary["models"]) == {"avici", "bcnp", "pairformer", "exact", "random"}
     assert {(r["model"], r["seed_list"]) for r in records} == {(m, s) for m in summary["models"] for s in "ab"}
     return run, records, summary
 
 
 def test_smoke_job(cli, tmp_path):
-    run, records, summary = smoke_job(cli, tmp_path)
+    run, records, summary = smoke_job(cli, tmp_path, tasks=1)
     # the same run with another setting is refused; nothing is changed
-    other = cli("run", "smoke_test", *QUICK, "--set", "seed_lists=[a,b]", "--set", "training_seed=1")
+    other = cli("run", "smoke_test", *QUICK, "--set", "seed_lists=[a,b]", "--set", "tasks=1", "--set", "training_seed=1")
     assert other.returncode == 2 and "training_seed was 0, is now 1" in other.stderr
     alike(results(run), (records, summary))
 
 
 @pytest.mark.slow
 def test_smoke_job_again(cli, tmp_path):
-    run, records, summary = smoke_job(cli, tmp_path)
+    run, records, summary = smoke_job(cli, tmp_path, tasks=2)
     weights = (run/"checkpoints/bcnp/last.pt").read_bytes()
     # a stage can be run alone, and a shard of it: it keeps what is whole
     part = cli("infer", "smoke_test", "--shard", "1/2")
@@ -58,7 +58,7 @@ def test_smoke_job_again(cli, tmp_path):
     # the same again finds nothing to do but to mend a torn artifact
     torn = run/"inference/exact/id/linear_sf@b/1.safetensors"
     torn.write_bytes(torn.read_bytes()[:50])
-    again = cli("run", "smoke_test", *QUICK, "--set", "seed_lists=[a,b]")
+    again = cli("run", "smoke_test", *QUICK, "--set", "seed_lists=[a,b]", "--set", "tasks=2")
     assert again.returncode == 0, again.stderr
     assert "nothing left to do" in again.stdout and "1 posteriors computed, 23 kept" in again.stdout and "linear_sf@b/1.safetensors: damaged" in again.stdout
     alike(results(run), (records, summary))

@@ -27,7 +27,8 @@ def test_exact_on_the_first_five(cli, table, tmp_path):
     assert probs["raf", "mek"] + probs["mek", "raf"] > .99  # the one relation nobody doubts
 
 
-@pytest.mark.parametrize("model", [pytest.param("avici", marks=pytest.mark.slow), "bcnp"])
+@pytest.mark.slow  # the network that ships answers the same table in test_pretrained.py
+@pytest.mark.parametrize("model", ["avici", "bcnp"])
 def test_amortised_on_all_eleven(cli, table, tmp_path, model):
     quick = ["pre_training.steps=2", "pre_training.global_batch=4"]
     config = {"name": "tiny", "benchmark": "sachs11-v1", "models": {model: {"type": model, "config": {"size": "tiny"}}}}

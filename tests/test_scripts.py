@@ -98,15 +98,15 @@ def cluster(tmp_path):
     (tmp_path/"tree/slurm").mkdir()
     (tmp_path/"tree/settings.ini").touch()
     (tmp_path/"tree/scripts/common.sh").write_text('cd "$(dirname "${BASH_SOURCE[0]}")/.."\n')
-    for name, code in (("srun", "exit ${SRUN_CODE:-0}"), ("scontrol", "exit 1")):
-        (tmp_path/"bin"/name).write_text(f'#!/bin/sh\necho "{name} $*" >> "$CALLS"\n{code}\n')
+    for name, code in (("srun", 'echo "ranks meet at $MASTER_ADDR:$MASTER_PORT"; exit ${SRUN_CODE:-0}'), ("scontrol", "exit 1")):
+        (tmp_path/"bin"/name).write_text(f'#!/bin/sh\nif [ "$1" = show ]; then echo localhost; exit; fi\necho "{name} $*" >> "$CALLS"\n{code}\n')
         (tmp_path/"bin"/name).chmod(0o755)
 
     def job(script: str, *words, **env):
         calls = tmp_path/"calls"
         calls.unlink(missing_ok=True)
         done = run("bash", ROOT/"slurm"/script, *words, env={**os.environ, "PATH": f"{tmp_path/'bin'}:{os.environ['PATH']}", "CALLS": str(calls),
-                                                            "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path/"tree"), **env})
+                                                            "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path/"tree"), **env})
         return done, calls.read_text().splitlines() if calls.exists() else []
     job.tree = tmp_path/"tree"
     return job
@@ -115,6 +115,7 @@ def cluster(tmp_path):
 def test_a_pre_training_job(cluster):
     done, calls = cluster("pre_training.sbatch", "my_run")
     assert done.returncode == 0 and calls == ["srun --kill-on-bad-exit=1 causal-meta pretrain my_run"], done.stderr
+    assert "ranks meet at localhost:20007" in done.stdout
     done, calls = cluster("pre_training.sbatch")
     assert done.returncode != 0 and "usage" in done.stderr and calls == []
 

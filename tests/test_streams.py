@@ -69,7 +69,7 @@ def plain() -> list[str]:
     return stream_digests(1, 0)
 
 
-@pytest.mark.parametrize("ranks, workers", [(1, 3), (2, 2), (4, 1)])
+@pytest.mark.parametrize("ranks, workers", [(1, 3), (2, 2), pytest.param(4, 1, marks=pytest.mark.slow)])
 def test_elastic_determinism(plain, ranks, workers):
     assert stream_digests(ranks, workers) == plain
     assert len(set(plain)) == STEPS, "two steps with the same tasks"
