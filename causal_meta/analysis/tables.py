@@ -114,12 +114,17 @@ def to_latex(
 ) -> str:  # a table environment with booktabs rules
     "For the paper."
     line = lambda cells: " & ".join(cells) + r" \\"
+    def small(r: int, k: int, text: str) -> str:
+        found = re.fullmatch(r"(\S+) (\[\S+, \S+\])", text)  # a mean carries the mark, its interval is in small print
+        mean, rest = (found[1], rf" {{\tiny {found[2]}}}") if found else (text, "")
+        return _marked(table, r, k, mean.translate(TEX), r"\textbf{{{}}}", r"\underline{{{}}}") + rest.replace(", ", ",\\,")
     body = []
     for r, row in enumerate(table.rows):
         if r in table.starts and r > 0: body.append(r"\midrule")
-        body.append(line(_marked(table, r, k, c.translate(TEX), r"\textbf{{{}}}", r"\underline{{{}}}") for k, c in enumerate(row)))
-    out = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{'l'*len(table.header)}}}", r"\toprule",
-           line(c.translate(TEX) for c in table.header), r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+        body.append(line(small(r, k, c) for k, c in enumerate(row)))
+    size = r"\footnotesize" if len(table.rows) <= 45 else r"\scriptsize"
+    out = [r"\begin{table}", r"\centering", size + r"\setlength{\tabcolsep}{3pt}", rf"\makebox[\linewidth][c]{{\begin{{tabular}}{{{'l'*len(table.header)}}}", r"\toprule",
+           line(c.translate(TEX) for c in table.header), r"\midrule", *body, r"\bottomrule", r"\end{tabular}}"]
     if table.caption: out.append(rf"\caption{{{table.caption.translate(TEX)}}}")
     if label: out.append(rf"\label{{{label}}}")
     return "\n".join(out + [r"\end{table}"])
