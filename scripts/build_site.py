@@ -5,6 +5,7 @@ smalldocs where Quarto is missing. smalldocs keeps the numbers of the notebooks 
 a script from elsewhere; both are mended here, so that the pages are as Quarto makes them and need no network.
 """
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -27,8 +28,19 @@ def process() -> int:
     except Exception as e: sys.exit(f"nbdev could not make a page: {e}\n{why(str(e.__cause__))}")
     shutil.copy("_quarto.yml", PAGES/"_quarto.yml")
     made, wanted = len(list(PAGES.rglob("*.ipynb"))), len([p for p in Path("nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts])
+    for page in PAGES.rglob("*.ipynb"):
+        notebook = json.loads(page.read_text(encoding="utf-8"))
+        for output in (o for cell in notebook["cells"] for o in cell.get("outputs", [])):
+            shown = output.get("data", {}).get("text/markdown")
+            if shown: output["data"]["text/markdown"] = unlinked("".join(shown)).splitlines(keepends=True)
+        page.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
     if made < wanted: sys.exit(f"only {made} of {wanted} notebooks became pages; is the checkout inside a folder whose name begins with a dot?")
     return made
+
+
+def unlinked(markdown: str) -> str:
+    "nbdev links the names in comments of signatures, which are code, where a link is not drawn: the names alone."
+    return re.sub(r"^```.*?^```", lambda m: re.sub(r"\[(`[^`\]]+`)\]\([^)\s]+\)", r"\1", m[0]), markdown, flags=re.S | re.M)
 
 
 def why(trace: str) -> str:

@@ -73,7 +73,21 @@ def test_page(browser, origin, page):
     assert wide <= 0, f"the page is {wide} pixels wider than the window"
     text = browser.js("document.querySelector('main').innerText")
     assert "Traceback (most recent call last)" not in text
+    assert "[`" not in text, "a link in code is not drawn"
     assert "$$" not in text and "\\(" not in text, "an equation is not drawn"
+
+
+def test_search(browser, origin):
+    "What is typed into the search box finds the page that is about it."
+    browser.open(f"{origin}/index.html")
+    if not browser.js("!!document.querySelector('.smalldocs-search')"): pytest.skip("Quarto's own search box is Quarto's to test")
+    found = browser.js("""new Promise(done => {
+        const box = document.querySelector('#quarto-search input'), end = Date.now() + 8000;
+        box.focus(); box.value = 'pigeonhole bootstrap'; box.dispatchEvent(new Event('input', {bubbles: true}));
+        const look = () => { const hits = [...document.querySelectorAll('.search-result')].map(a => a.href);
+                             hits.length || Date.now() > end ? done(hits) : setTimeout(look, 100); };
+        look(); })""")
+    assert any("analysis/statistics.html" in href for href in found), found
 
 
 @pytest.mark.slow  # scripts/docs follows the links that are in the files; here are those that scripts make, too
