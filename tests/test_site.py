@@ -73,6 +73,7 @@ def test_page(browser, origin, page):
     assert wide <= 0, f"the page is {wide} pixels wider than the window"
     text = browser.js("document.querySelector('main').innerText")
     assert "Traceback (most recent call last)" not in text
+    assert "environ({" not in text and f"{ROOT}/" not in text, "the page tells of the machine it was built on"
     assert "[`" not in text, "a link in code is not drawn"
     assert "$$" not in text and "\\(" not in text, "an equation is not drawn"
 

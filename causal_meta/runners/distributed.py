@@ -35,9 +35,10 @@ class Rank:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 def rank_of(
-    env: Mapping[str, str] = os.environ,  # the process's environment
+    env: Mapping[str, str] | None = None,  # variables; the process's environment if None
 ) -> Rank:  # who this process is
     "Read torchrun's variables, else those of a SLURM step of several tasks, else be alone."
+    env = os.environ if env is None else env
     for rank, local, world in (("RANK", "LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")):
         if rank in env and world in env and (rank == "RANK" or "SLURM_STEP_ID" in env):
             try: r = Rank(int(env[rank]), int(env.get(local, 0)), int(env[world]))
