@@ -27,7 +27,7 @@ def test_exact_on_the_first_five(cli, table, tmp_path):
     assert probs["raf", "mek"] + probs["mek", "raf"] > .99  # the one relation nobody doubts
 
 
-@pytest.mark.slow  # the network that ships answers the same table in test_pretrained.py
+@pytest.mark.slow  # the network that ships answers the same table in 50a_ask
 @pytest.mark.parametrize("model", ["avici", "bcnp"])
 def test_amortised_on_all_eleven(cli, table, tmp_path, model):
     quick = ["pre_training.steps=2", "pre_training.global_batch=4"]

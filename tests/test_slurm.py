@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture
-def local(tmp_path):
+def local():
     "Call scripts/slurm-local in a folder of its own, which is gone afterwards with all that ran in it."
     if os.getuid() != 0: pytest.skip("a SLURM of one's own needs root")
     if not shutil.which("slurmctld") and not shutil.which("apt-get"): pytest.skip("there is no SLURM here, and no apt-get to install it")

@@ -5,6 +5,7 @@
 # %% ../../nbs/analysis/41a_along_distance.ipynb #ffd17c33
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import pandas as pd
@@ -30,8 +31,7 @@ def run_distances(
     kept = run.path/f"distances-{benchmark.sha256()[:12]}.csv"
     if kept.exists(): return furthest(pd.read_csv(kept))
     table = family_distances(benchmark)
-    try: write_atomic(kept, table.to_csv(index=False))
-    except OSError: pass
+    if os.access(run.path, os.W_OK): write_atomic(kept, table.to_csv(index=False))
     return furthest(table)
 
 # %% ../../nbs/analysis/41a_along_distance.ipynb #9181f930
