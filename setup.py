@@ -1,4 +1,4 @@
-"Reads settings.ini, where all of the project's facts live, and puts the job notebooks into the wheel."
+"Reads settings.ini, where all of the project's facts live, and puts the job notebooks and SLURM's job files into the wheel."
 import shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -15,13 +15,14 @@ STATUS = {"2": "Pre-Alpha", "3": "Alpha", "4": "Beta", "5": "Production/Stable"}
 
 
 class BuildWithJobs(build_py):
-    "The wheel carries `nbs/jobs/*.ipynb` as `causal_meta/jobs/*.ipynb`; an editable install reads them in place."
+    "The wheel carries `nbs/jobs/*.ipynb` as `causal_meta/jobs/*.ipynb`, and `slurm/` as `causal_meta/jobs/slurm/`; an editable install reads them in place."
     def run(self):
         super().run()
         if self.editable_mode: return
         to = Path(self.build_lib)/cfg["lib_path"]/"jobs"
-        to.mkdir(parents=True, exist_ok=True)
+        (to/"slurm").mkdir(parents=True, exist_ok=True)
         for nb in sorted((HERE/cfg["nbs_path"]/"jobs").glob("*.ipynb")): shutil.copy(nb, to/nb.name)
+        for file in (*sorted((HERE/"slurm").glob("*.sbatch")), HERE/"slurm"/"job.sh", HERE/"slurm"/"site.env.example"): shutil.copy(file, to/"slurm"/file.name)
 
 
 setup(

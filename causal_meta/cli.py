@@ -13,8 +13,8 @@ import typer
 
 # %% auto #0
 __all__ = ['app', 'benchmark_app', 'pretrained_app', 'Experiments', 'Run', 'Weights', 'run', 'pretrain', 'infer', 'evaluate',
-           'report', 'posterior', 'pretrained_list', 'pretrained_show', 'pretrained_verify', 'pretrained_measure',
-           'export', 'aggregate', 'benchmark_list', 'benchmark_show', 'benchmark_verify', 'main']
+           'report', 'status', 'posterior', 'pretrained_list', 'pretrained_show', 'pretrained_verify',
+           'pretrained_measure', 'export', 'aggregate', 'benchmark_list', 'benchmark_show', 'benchmark_verify', 'main']
 
 # %% ../nbs/51_cli.ipynb #3cb1705c
 app = typer.Typer(name="causal-meta", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -39,25 +39,48 @@ def run(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a configuration that ships with the package.")],
     name: Annotated[Optional[str], typer.Option(help="Another name for the run.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value, any depth: pre_training.steps=50.")] = None,
-    executor: Annotated[str, typer.Option(help="local, or slurm: four chained jobs.")] = "local",
-    jobs: Annotated[int, typer.Option(min=1, help="With the local executor: networks, and shards of explicit posteriors, at a time.")] = 1,
+    executor: Annotated[str, typer.Option(help="local, or slurm: a batch job for each stage, see slurm/.")] = "local",
+    jobs: Annotated[Optional[int], typer.Option(min=1, help="Local: networks, and shards of explicit posteriors, at a time; 1 by default. With slurm: tasks of the array "
+                                                            "that shares out the explicit posteriors; PARTS of site.env by default.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="With slurm: stay until all is done, and say how it goes.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With slurm: print what would be typed, and do nothing.")] = False,
     fork: Annotated[bool, typer.Option("--fork", help="Go on from the checkpoints of a run that had another configuration or benchmark.")] = False,
     experiments: Experiments = Path("experiments"),
 ) -> None:
     "Pre-train, infer, evaluate and report: everything a configuration asks for, from where it stands."
     from causal_meta.datasets.validation import InputError, one_of
-    from causal_meta.pipeline import run_study, study_report, submit
-    from causal_meta.runners.config import load_config, runs_of
-    from causal_meta.runners.runs import create_run
+    from causal_meta.pipeline import run_study
+    from causal_meta.runners.config import load_config
 
     asked = load_config(config, settings or [], name)
-    if one_of(executor, ["local", "slurm"], "executor") == "slurm":
-        if jobs > 1: raise InputError("--jobs is for the local executor; under SLURM each stage is a job.")
-        for one in runs_of(asked):
-            made = create_run(one, experiments, fork)
-            typer.echo(f"submitted {made.path} as jobs {', '.join(submit(made))}")
-        return
-    made = run_study(asked, experiments, live=sys.stdout, fork=fork, jobs=jobs)
+    if one_of(executor, ["local", "slurm"], "executor") == "slurm": return _send(asked, experiments, jobs, fork, wait, dry_run)
+    if wait or dry_run: raise InputError(f"{'--wait' if wait else '--dry-run'} is for --executor slurm.")
+    run_study(asked, experiments, live=sys.stdout, fork=fork, jobs=jobs or 1)
+    _show_all(asked, experiments)
+
+def _send(asked, experiments: Path, parts: Optional[int], fork: bool, wait: bool, dry: bool) -> None:
+    "Send a configuration to SLURM."
+    from causal_meta.slurm import dry_run, submission, submit
+
+    if dry: return typer.echo(dry_run(submission(asked, experiments, parts)))
+    told = submit(asked, experiments, parts, fork)
+    for stage, job in told["jobs"].items(): typer.echo(f"{stage:13} job {job}")
+    if not wait: return typer.echo(f"how it goes: causal-meta status {told['name']}" + (f" --experiments {experiments}" if experiments != Path("experiments") else ""))
+    from causal_meta.status import describe, follow
+
+    found = follow(asked.name, experiments, typer.echo)
+    if any(s.state != "done" for s in found):
+        typer.echo("\n" + describe(found))
+        raise typer.Exit(1)
+    _show_all(asked, experiments)
+
+def _show_all(asked, experiments: Path) -> None:
+    "The results of the runs of a configuration, and where their reports are."
+    from causal_meta.pipeline import study_report
+    from causal_meta.runners.config import runs_of
+    from causal_meta.runners.runs import RunDir
+
+    made = [RunDir(experiments/one.name) for one in runs_of(asked)]
     for one in made: _show_results(one)
     if len(made) > 1: typer.echo(f"\nreport over all runs  {study_report(asked, experiments)}\nall together: causal-meta aggregate {' '.join(str(one.path) for one in made)} --out {asked.name}")
 
@@ -87,11 +110,14 @@ def pretrain(run: Run, model: Annotated[Optional[list[str]], typer.Option(help="
 
 @app.command()
 def infer(run: Run, shard: Annotated[Optional[str], typer.Option(help="i/n: the i-th of n parts of the work.")] = None,
+          posteriors_of: Annotated[Optional[str], typer.Option(help="First take over what another run has: explicit posteriors do not depend on training.")] = None,
           experiments: Experiments = Path("experiments")) -> None:
     "Run a run's explicit models on the benchmark's tasks; posteriors that are there are kept."
-    from causal_meta.runners.inference import parse_shard
+    from causal_meta.runners.inference import parse_shard, share
+    from causal_meta.runners.runs import find_run
 
     if shard is not None: parse_shard(shard)
+    if posteriors_of is not None: typer.echo(f"{share(find_run(posteriors_of, experiments), find_run(run, experiments))} files taken over from {posteriors_of}")
     _stage("inference", run, experiments, **({} if shard is None else {"shard": shard}))
 
 @app.command()
@@ -119,6 +145,20 @@ def report(
         if out is not None: raise InputError("--out is for the report on several runs; that of one run is written to its own folder.")
         return _stage("report", runs[0], experiments)
     typer.echo(f"report   {report_together(found, Path('report.ipynb') if out is None else out, sys.stdout)}")
+
+# %% ../nbs/51_cli.ipynb #cf927322
+@app.command()
+def status(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs or studies by name, or runs by folder.")],
+    lines: Annotated[int, typer.Option(min=1, help="Of the log of what failed.")] = 10,
+    experiments: Experiments = Path("experiments"),
+) -> None:
+    "Show which stages of a run are done, which wait, and what went wrong."
+    from causal_meta.status import describe, standings
+
+    found = [standings(name, experiments) for name in names]
+    typer.echo("\n\n".join(describe(one, lines) for one in found))
+    if any(s.bad for one in found for s in one): raise typer.Exit(1)
 
 # %% ../nbs/51_cli.ipynb #86ea83f5
 @app.command()

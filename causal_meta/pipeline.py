@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +16,7 @@ from typing import Any
 
 from .datasets.validation import InputError, one_of
 from .runners.at_once import at_once
+from .runners.attempts import attempt
 from .runners.config import RunConfig, load_config, runs_of
 from .runners.distributed import rank_of
 from .runners.evaluation import evaluate
@@ -30,7 +28,7 @@ from .runners.steps import Diverged
 # %% auto #0
 __all__ = ['STAGES', 'MICRO', 'KERNEL_ENVIRONMENT', 'stage_notebook', 'check_parameters', 'only_parameters', 'open_job',
            'own_kernel', 'execute', 'run_stage', 'run_stages', 'run_pipeline', 'report_together', 'run_study',
-           'study_report', 'submit']
+           'study_report']
 
 # %% ../nbs/50_pipeline.ipynb #06b90b7f
 STAGES = ("pre_training", "inference", "evaluation", "report")
@@ -120,23 +118,25 @@ def execute(
 
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
-    provisional, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
+    provisional, failed, stopped = (output.with_suffix(f".{how}.ipynb") for how in ("running", "failed", "stopped"))
     try:
         with own_kernel():
             papermill.execute_notebook(str(notebook), str(provisional), dict(parameters), kernel_name="python3", progress_bar=False,
                                        stdout_file=live, cwd=os.getcwd(), engine_name="causal_meta")
         os.replace(provisional, output)
-        for old in (failed, output.with_suffix(".stopped.ipynb")): old.unlink(missing_ok=True)
+        for old in (failed, stopped): old.unlink(missing_ok=True)
     except Stopped:
         said = [o.evalue for cell in nbformat.read(provisional, 4).cells for o in cell.get("outputs", []) if o.output_type == "error"]
-        os.replace(provisional, output.with_suffix(".stopped.ipynb"))
+        os.replace(provisional, stopped)
         raise Preempted(said[-1] if said else f"{notebook.stem}: asked to stop; what was finished is kept.") from None
     except PapermillExecutionError as e:
         os.replace(provisional, failed)
         for mistake in (InputError, Diverged, Unfinished):
             if e.ename == mistake.__name__: raise mistake(e.evalue) from None
         raise RuntimeError(f"{notebook.stem} failed with {e.ename}: {e.evalue} (see '{failed}').") from None
-    finally: provisional.unlink(missing_ok=True)
+    except BaseException:
+        if provisional.exists(): os.replace(provisional, failed)
+        raise
     return output
 
 # %% ../nbs/50_pipeline.ipynb #0a0e8c65
@@ -146,15 +146,16 @@ def run_stage(
     live: Any = None,  # a file to which its printed lines go
     **parameters: Any,  # further parameters of that notebook
 ) -> Path:  # the executed notebook
-    "Execute one stage of a run. Under several ranks each executes the notebook, and rank 0's copy is kept."
-    rank = rank_of()
+    "Execute one stage of a run, as a further attempt at it. Under several ranks each executes the notebook, and rank 0's copies are kept."
     of = ["-".join(v) if isinstance(v, list) else str(v).replace("/", "of") for v in parameters.values()]
-    output = run.notebook("-".join([stage, *of]))
-    if not rank.is_main: output = output.with_suffix(f".rank{rank.rank}.ipynb")
+    name, notebook = "-".join([stage, *of]), stage_notebook(stage)
     told = {"config": str(run.path/"config.yaml"), "experiments": str(run.path.parent), **parameters}
-    try: return execute(stage_notebook(stage), output, told, live if rank.is_main else None)
-    finally:
-        if not rank.is_main: output.unlink(missing_ok=True)
+    check_parameters(notebook, told)
+    if rank_of().is_main:
+        with attempt(run, name) as trial: execute(notebook, trial, told, live)
+    else:
+        with tempfile.TemporaryDirectory() as folder: execute(notebook, Path(folder)/f"{name}.ipynb", told)
+    return run.notebook(name)
 
 # %% ../nbs/50_pipeline.ipynb #8ae8d609
 def run_stages(
@@ -184,8 +185,11 @@ def report_together(
     out: Path,  # the executed notebook
     live: Any = None,  # a file to which progress goes
 ) -> Path:  # the same
-    "Execute the report over several runs."
-    return execute(stage_notebook("report"), out, {"runs": [str(run.path) for run in runs]}, live)
+    "Execute the report over several runs; attempts at it are kept with the first."
+    told = {"runs": [str(run.path) for run in runs]}
+    if not os.access(runs[0].path, os.W_OK): return execute(stage_notebook("report"), out, told, live)  # somebody else's
+    with attempt(runs[0], f"report_together-{out.stem}", out) as trial: execute(stage_notebook("report"), trial, told, live)
+    return out
 
 def run_study(
     config: RunConfig,  # of a study, or of one run
@@ -220,21 +224,3 @@ def _ahead(runs: Sequence[RunDir], jobs: int, live: Any, say: Callable[[str], No
     if len(runs) > 1:
         for run in runs[1:]: share(runs[0], run)
         at_once([["-m", "causal_meta", "evaluate", "--no-table", str(run.path)] for run in runs], jobs, live, say)
-
-# %% ../nbs/50_pipeline.ipynb #360181ee
-def submit(
-    run: RunDir,  # made by `create_run`
-) -> list[str]:  # the job ids, in the order of the stages
-    "Hand the four stages of a run to SLURM, as a chain."
-    if shutil.which("sbatch") is None: raise InputError("--executor slurm: there is no sbatch on this machine; use --executor local.")
-    commands = {"pre_training": "pretrain", "inference": "infer", "evaluation": "evaluate", "report": "report"}
-    (run.path/"logs").mkdir(parents=True, exist_ok=True)
-    ids: list[str] = []
-    for stage in STAGES:
-        line = ["sbatch", "--parsable", f"--job-name={run.name}-{stage}", f"--output={run.path}/logs/%x_%A.out", "--open-mode=append"]
-        if ids: line += [f"--dependency=afterok:{ids[-1]}", "--kill-on-invalid-dep=yes"]
-        line += ["--wrap=" + shlex.join([sys.executable, "-m", "causal_meta", commands[stage], str(run.path)])]
-        done = subprocess.run(line, capture_output=True, text=True)
-        if done.returncode: raise InputError(f"sbatch refused stage '{stage}': {' '.join(done.stderr.split())}")
-        ids.append(done.stdout.strip().split(";")[0])
-    return ids

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster import Cluster
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,3 +45,12 @@ def sachs_folder():
     folder = os.environ.get("CAUSAL_META_DATA")
     if not folder: pytest.skip("real data: CAUSAL_META_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    "A SLURM of two nodes, or a skip that says why there is none."
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    made = Cluster(Path("/run")/f"causal_meta-slurm-{os.getpid()}", 17000 + 10*worker)
+    yield made.up()
+    made("down")

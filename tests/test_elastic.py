@@ -127,11 +127,12 @@ def test_every_rank_ends_with_the_best_weights(tmp_path):
 
 
 def test_best_weights_go_to_the_device_of_each_rank(tmp_path, monkeypatch):
-    "There is no accelerator here, so the two places that ask for one are replaced."
+    "There is no accelerator here, so the places that ask for one are replaced."
     t = begin(load_config(BASE), "avici", load_benchmark("audit-small-v1"))
     save_checkpoint(tmp_path/"best.pt", state_of(t))
     asked, load = [], torch.load
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch, "load", lambda path, map_location, **options: asked.append(map_location) or load(path, map_location="cpu", **options))
     for local in (0, 3): take_best(t, tmp_path, Rank(4 + local, local, 8))
     assert asked == [torch.device("cuda", 0), torch.device("cuda", 3)]

@@ -95,6 +95,7 @@ def test_the_wheel_carries_its_data(wheel):
         wanted = {f"causal_meta/{folder}/{p.name}" for p in (ROOT/"causal_meta"/folder).glob(pattern)}
         assert wanted and wanted <= names
     jobs = {f"causal_meta/jobs/{p.name}" for p in (ROOT/"nbs/jobs").glob("*.ipynb")}
+    jobs |= {f"causal_meta/jobs/slurm/{p.name}" for p in (ROOT/"slurm").iterdir() if p.suffix == ".sbatch" or p.name in ("job.sh", "site.env.example")}
     assert jobs and jobs == {n for n in names if n.startswith("causal_meta/jobs/")}
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT/"causal_meta").rglob("*.py")}
     assert modules <= names
@@ -116,7 +117,7 @@ def test_the_source_archive_is_complete(tree, wheel, tmp_path):
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive: names = {n.partition("/")[2] for n in archive.getnames()}
     data = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("causal_meta/")}
     assert {n for n in data if not n.startswith("causal_meta/jobs/")} <= names
-    assert {n.replace("causal_meta/jobs/", "nbs/jobs/") for n in data if n.startswith("causal_meta/jobs/")} <= names
+    assert {n.replace("causal_meta/jobs/slurm/", "slurm/").replace("causal_meta/jobs/", "nbs/jobs/") for n in data if n.startswith("causal_meta/jobs/")} <= names
     assert {"settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
 
 
@@ -128,6 +129,8 @@ def test_everything_imports_where_only_the_requirements_are(bare):
 
 def test_the_command_works_there(bare, tmp_path):
     assert "Usage: causal-meta" in run(bare/"causal-meta", "--help", cwd=tmp_path)
+    shown = run(bare/"causal-meta", "run", "smoke_test", "--executor", "slurm", "--dry-run", cwd=tmp_path)
+    assert re.search(r"/causal_meta/jobs/slurm/pre_training\.sbatch experiments/smoke_test\)$", shown, re.M)
     assert list(tmp_path.iterdir()) == []
 
 

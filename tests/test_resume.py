@@ -113,12 +113,13 @@ def test_a_signal_to_the_command_reaches_the_kernel(tmp_path, undisturbed):
     assert process.returncode == 85, stderr
     step = last(run, "avici")["step"]
     assert stderr.strip() == f"causal-meta: avici: asked to stop; saved at step {step} of 24."
-    assert (run.path/"notebooks"/"pre_training.stopped.ipynb").exists()
+    assert (run.path/"notebooks"/"attempts"/"pre_training-001.stopped.ipynb").exists()
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert f"avici: resuming from last.pt at step {step}" in again.stdout
     same_end(undisturbed, run, "avici")
-    assert not (run.path/"notebooks"/"pre_training.stopped.ipynb").exists()
+    assert {p.name for p in (run.path/"notebooks"/"attempts").iterdir()} == {"pre_training-001.stopped.ipynb", "pre_training-002.ipynb"}  # every attempt is kept
+    assert (run.path/"notebooks"/"pre_training.ipynb").read_bytes() == (run.path/"notebooks"/"attempts"/"pre_training-002.ipynb").read_bytes()
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path, undisturbed, capsys):

@@ -1,11 +1,13 @@
 "The main job, end to end through the command line: what it leaves behind, and that doing it again changes nothing."
 import json
 import re
+import subprocess
 from importlib.resources import files
 
 import jsonschema
 import pytest
 from alike import alike
+from cluster import ROOT
 
 QUICK = ["--set", "pre_training.steps=4", "--set", "pre_training.validate_every=2", "--set", "pre_training.checkpoint_every=2"]
 
@@ -40,8 +42,15 @@ def smoke_job(cli, tmp_path, tasks):
     return run, records, summary
 
 
-def test_smoke_job(cli, tmp_path):
+@pytest.fixture(scope="module")
+def local_results():
+    "What the local executor found in `test_smoke_job`, for the same under SLURM."
+    return {}
+
+
+def test_smoke_job(cli, tmp_path, local_results):
     run, records, summary = smoke_job(cli, tmp_path, tasks=1)
+    local_results["found"] = records, summary
     # the same run with another setting is refused; nothing is changed
     other = cli("run", "smoke_test", *QUICK, "--set", "seed_lists=[a,b]", "--set", "tasks=1", "--set", "training_seed=1")
     assert other.returncode == 2 and "training_seed was 0, is now 1" in other.stderr
@@ -65,9 +74,34 @@ def test_smoke_job_again(cli, tmp_path):
     assert (run/"checkpoints/bcnp/last.pt").read_bytes() == weights
 
 
-def test_slurm_needs_sbatch(cli, tmp_path):
-    done = cli("run", "smoke_test", "--executor", "slurm", PATH=str(tmp_path))
-    assert done.returncode == 2 and "there is no sbatch on this machine" in done.stderr
+@pytest.mark.slurm
+def test_smoke_job_under_slurm(cluster, tmp_path, local_results):
+    "The same run, on two nodes: pre-training on one while the other shares out the explicit posteriors among two tasks of an array."
+    words = ("smoke_test", *QUICK, "--set", "seed_lists=[a,b]", "--set", "tasks=1", "--experiments", tmp_path/"experiments", "--jobs", "2", "--wait")
+    done = cluster(*words, command=ROOT/"slurm/submit")
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert re.findall(r"^(\w+), .*: done", done.stdout, re.M)[-2:] == ["evaluation", "report"] and "auroc" in done.stdout
+    run = tmp_path/"experiments"/"smoke_test"
+    if "found" not in local_results: pytest.skip("there is nothing to compare with: test_smoke_job was not run, or failed")
+    alike(results(run), local_results["found"])
+    assert {p.name for p in (run/"notebooks").glob("*.ipynb")} == {f"{s}.ipynb" for s in ("pre_training", "inference", "inference-0of2", "inference-1of2", "evaluation", "report")}
+    assert sorted(p.name.rsplit("_", 2)[0] for p in (tmp_path/"experiments"/"slurm").glob("*.out")) == sorted(f"smoke_test-{s}" for s in ("pre_training", "inference", "inference", "evaluation", "report"))
+
+
+def test_without_slurm(refused, capsys, tmp_path, monkeypatch):
+    "What would be typed can be seen anywhere; sending needs SLURM, and says so."
+    from causal_meta.cli import main
+
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "there is no sbatch on this machine" in refused("run", "smoke_test", "--executor", "slurm")
+    assert "unknown configuration 'smoke_tset'" in refused("run", "smoke_tset", "--executor", "slurm", "--dry-run")
+    assert "--wait is for --executor slurm" in refused("run", "smoke_test", "--wait")
+    monkeypatch.setattr("sys.argv", ["causal-meta", "run", "smoke_test", "--executor", "slurm", "--dry-run", "--jobs", "4"])
+    with pytest.raises(SystemExit) as left: main()
+    shown = capsys.readouterr().out
+    assert left.value.code == 0 and shown.count("$(sbatch --parsable") == 4 and "--array=0-3" in shown and not list(tmp_path.iterdir())
+    assert subprocess.run(["bash", "-n"], input=shown, text=True).returncode == 0
 
 
 def test_broken_config_leaves_no_folder(refused, tmp_path):

@@ -1,6 +1,7 @@
 "The commands that a person, CI or a cluster types: they parse, are executable, and do not depend on where they are called."
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,46 +92,119 @@ def test_curves_of_a_run(tmp_path, benchmark, part):
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    "An sbatch job's world: stand-ins for srun and scontrol that write down how they were called."
+def job(tmp_path):
+    "A job file with stand-ins for srun, scontrol and the interpreter, which write down how they were called."
+    tree, calls = tmp_path/"tree", tmp_path/"calls"
+    shutil.copytree(ROOT/"slurm", tree/"slurm", ignore=lambda *_: ["site.env"])
     (tmp_path/"bin").mkdir()
-    (tmp_path/"tree/scripts").mkdir(parents=True)
-    (tmp_path/"tree/slurm").mkdir()
-    (tmp_path/"tree/settings.ini").touch()
-    (tmp_path/"tree/scripts/common.sh").write_text('cd "$(dirname "${BASH_SOURCE[0]}")/.."\n')
-    for name, code in (("srun", 'echo "ranks meet at $MASTER_ADDR:$MASTER_PORT"; exit ${SRUN_CODE:-0}'), ("scontrol", "exit 1")):
-        (tmp_path/"bin"/name).write_text(f'#!/bin/sh\nif [ "$1" = show ]; then echo localhost; exit; fi\necho "{name} $*" >> "$CALLS"\n{code}\n')
+    stand_ins = {"python": "exit 0", "scontrol": '[ "$1" = requeue ] && { echo "scontrol $*" >> "$CALLS"; exit ${REFUSES:-0}; }\n[ "$1" = -o ] && echo "JobState=${STATE:-RUNNING} Restarts=${RESTARTS:-0}" || echo localhost',
+                 "srun": f'echo "srun $*" >> "$CALLS"\necho "ranks meet at ${{MASTER_ADDR:-nowhere}}:${{MASTER_PORT:-}}"\n[ -z "$HEARS" ] || touch "$CAUSAL_META_ASKED"\n{sys.executable} -c "$SRUN"'}
+    for name, code in stand_ins.items():
+        (tmp_path/"bin"/name).write_text(f"#!/bin/sh\n{code}\n")
         (tmp_path/"bin"/name).chmod(0o755)
 
-    def job(script: str, *words, **env):
-        calls = tmp_path/"calls"
+    def call(script: str, *words, does="", **env):
+        "Run a job file, where srun does what some Python says."
         calls.unlink(missing_ok=True)
-        done = run("bash", ROOT/"slurm"/script, *words, env={**os.environ, "PATH": f"{tmp_path/'bin'}:{os.environ['PATH']}", "CALLS": str(calls),
-                                                            "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path/"tree"), **env})
-        return done, calls.read_text().splitlines() if calls.exists() else []
-    job.tree = tmp_path/"tree"
-    return job
+        (tree/"run"/"stages").mkdir(parents=True, exist_ok=True)
+        env = {"PATH": f"{tmp_path/'bin'}:/usr/bin:/bin", "CALLS": str(calls), "SRUN": does, "HEARS": "", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
+               "SLURM_SUBMIT_DIR": str(tree), "CAUSAL_META_PYTHON": "python", **env}
+        done = subprocess.run(["bash", str(tree/"slurm"/script), *words], capture_output=True, text=True, env=env, cwd=tmp_path)
+        return done, calls.read_text().replace("--kill-on-bad-exit=1 python -m causal_meta ", "").splitlines() if calls.exists() else []
+    call.tree = tree
+    return call
 
 
-def test_a_pre_training_job(cluster):
-    done, calls = cluster("pre_training.sbatch", "my_run")
-    assert done.returncode == 0 and calls == ["srun --kill-on-bad-exit=1 causal-meta pretrain my_run"], done.stderr
-    assert "ranks meet at localhost:20007" in done.stdout
-    done, calls = cluster("pre_training.sbatch")
-    assert done.returncode != 0 and "usage" in done.stderr and calls == []
+def record(name="pre_training", state="done", job="7") -> str:
+    "Python that leaves a stage's record as the program does."
+    return f"import json; json.dump(dict(state='{state}', job='{job}'), open('run/stages/{name}.json', 'w'), indent=1)"
 
 
-def test_a_pre_training_job_that_was_stopped_goes_back_into_the_queue(cluster):
-    done, calls = cluster("pre_training.sbatch", "my_run", SRUN_CODE="85")
-    assert done.returncode == 85 and calls[1:] == ["scontrol requeue 7"]  # even though scontrol refused, as it may
-    done, calls = cluster("pre_training.sbatch", "my_run", SRUN_CODE="1")
-    assert done.returncode == 1 and len(calls) == 1
+def test_a_job_is_done_when_its_record_says_so(job):
+    done, calls = job("pre_training.sbatch", "run", does=record())
+    assert done.returncode == 0 and calls == ["srun pretrain run"], (done.stdout, done.stderr)
+    for does in ("", record(state="running"), record(job="8")):  # it ends well, and has not done its work; or somebody else's has been done
+        (job.tree/"run/stages/pre_training.json").unlink(missing_ok=True)
+        done, calls = job("pre_training.sbatch", "run", does=does)
+        assert done.returncode == 1 and "failed with code 0; run/stages/pre_training.json says how it stands" in done.stdout and len(calls) == 1
+    done, calls = job("pre_training.sbatch")
+    assert done.returncode == 2 and "usage: sbatch" in done.stderr and calls == []
 
 
-def test_a_job_reads_what_is_true_of_its_site(cluster):
-    (cluster.tree/"slurm/site.env").write_text('SITE_PROLOGUE="echo loaded a module"\n')
-    done, _ = cluster("pre_training.sbatch", "my_run")
-    assert "loaded a module" in done.stdout
+@pytest.mark.parametrize("does, hears", [("exit(85)", ""), ("exit(138)", ""), ("exit(143)", ""), ("exit(137)", "yes"), ("exit(1)", "yes"), ("", "yes")])
+def test_a_job_that_was_stopped_goes_back(job, does, hears):
+    "Whatever code it leaves with, if a rank has heard the signal."
+    done, calls = job("pre_training.sbatch", "run", does=does, HEARS=hears)
+    assert done.returncode == 85 and calls[1:] == ["scontrol requeue 7"] and not list((job.tree/"run/stages").iterdir())
+
+
+def test_a_task_of_an_array_goes_back_alone(job):
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+    assert job("pre_training.sbatch", "one", "run", does="exit(85)", **array)[1] == ["srun pretrain run", "scontrol requeue 7_1"]
+
+
+def test_networks_apart(job):
+    third = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    assert job("pre_training.sbatch", "one", "run", "--", "avici", "bcnp", does=record("pre_training-bcnp", job="7_3"), **third)[1] == ["srun pretrain run --model bcnp"]
+    all_of_it = "; ".join([record("pre_training"), record("evaluation")])
+    assert job("evaluation.sbatch", "run", does=all_of_it, CAUSAL_META_PARTS="1", CAUSAL_META_APART="yes")[1] == ["srun pretrain run", "srun evaluate run"]
+    assert "usage: sbatch" in job("pre_training.sbatch", "one", "--", "avici", **third)[0].stderr
+
+
+def test_a_job_does_not_go_back(job):
+    for does in ("exit(1)", "exit(137)"):  # a mistake, or no memory left
+        done, calls = job("pre_training.sbatch", "run", does=does)
+        assert done.returncode == int(does[5:-1]) and len(calls) == 1
+    done, calls = job("pre_training.sbatch", "run", does="exit(85)", SLURM_RESTART_COUNT="100", RESTARTS="100")
+    assert done.returncode == 85 and len(calls) == 1 and "giving up" in done.stdout
+    done, calls = job("pre_training.sbatch", "run", does="exit(85)", RESTARTS="1")  # what is left of it on a node that was lost
+    assert done.returncode == 85 and len(calls) == 1 and "has been started anew already" in done.stdout
+    done, calls = job("pre_training.sbatch", "run", does="exit(85)", REFUSES="1", STATE="PENDING")
+    assert done.returncode == 85 and calls[1:] == ["scontrol requeue 7"] and "could not" not in done.stdout  # SLURM had put it back already
+
+
+def test_a_restarted_job_whose_work_is_done(job):
+    job("pre_training.sbatch", "run", does=record())
+    done, calls = job("pre_training.sbatch", "run", SLURM_RESTART_COUNT="1")
+    assert done.returncode == 0 and calls == [] and "is done" in done.stdout
+    assert job("pre_training.sbatch", "run", does=record())[1] == ["srun pretrain run"]  # sent again, it looks again
+
+
+def test_ranks_meet(job):
+    meet = lambda **env: re.search("ranks meet at (.*)", job("pre_training.sbatch", "run", does=record(), **env)[0].stdout)[1]
+    assert meet(SLURM_NTASKS="2") == "localhost:10007" and meet(SLURM_NTASKS="1") == "nowhere:"
+    assert meet(SLURM_NTASKS="2", SLURM_RESTART_COUNT="1", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="0") == "localhost:17926"  # another port after a restart
+
+
+def test_parts_of_the_inference(job):
+    part = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    assert job("inference.sbatch", "run", "4", does=record("inference-2of4", job="7_2"), **part)[1] == ["srun infer run --shard 2/4"]
+    assert job("inference.sbatch", "run", does=record("inference-2of3", job="7_2"), SLURM_ARRAY_TASK_COUNT="3", **part)[1] == ["srun infer run --shard 2/3"]
+    assert job("inference.sbatch", "run", does=record("inference"))[1] == ["srun infer run"]
+    assert "task 2 of the array has no part of 2: say --array=0-1" in job("inference.sbatch", "run", "2", **part)[0].stderr
+    assert "usage: sbatch" in job("inference.sbatch")[0].stderr
+
+
+def test_evaluation_and_report_of_several_runs(job):
+    both = "; ".join([record("inference", job="7_1"), record("evaluation", job="7_1")])
+    second = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+    assert job("evaluation.sbatch", "one", "run", does=both, **second)[1] == ["srun infer run --posteriors-of one", "srun evaluate run"]
+    both = both.replace("7_1", "7")
+    assert job("evaluation.sbatch", "run", does=both)[1] == ["srun infer run", "srun evaluate run"]
+    assert job("evaluation.sbatch", "run", does=both, CAUSAL_META_PARTS="1")[1] == ["srun evaluate run"]
+    assert job("report.sbatch", "one", "run", does=record("report", job="7_1"), **second)[1] == ["srun report run"]
+    last = {**second, "SLURM_ARRAY_TASK_ID": "2", "CAUSAL_META_REPORT": "all.ipynb"}
+    assert job("report.sbatch", "run", "two", does=record("report_together-all", job="7_2"), **last)[1] == ["srun report run two --out all.ipynb"]
+    assert "usage: sbatch" in job("report.sbatch", "run", **second)[0].stderr
+
+
+def test_a_job_reads_what_is_true_of_its_site(job):
+    (job.tree/"slurm/site.env").write_text('SITE_PROLOGUE=\'echo loaded a module; echo $NOTHING_OF_THE_KIND\'\n')
+    assert "loaded a module" in job("pre_training.sbatch", "run", does=record())[0].stdout
+    assert "loaded" not in job("pre_training.sbatch", "run", does=record(), CAUSAL_META_SENT="1")[0].stdout  # read when it was sent
+    (job.tree/"slurm/job.sh").unlink()
+    assert "send from the root of the checkout, or with slurm/submit" in job("pre_training.sbatch", "run")[0].stderr
+    assert job("pre_training.sbatch", "run")[0].returncode == 2
 
 
 def test_job_files_name_no_site():

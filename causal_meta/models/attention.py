@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..datasets.streams import standardise
 
 # %% auto #0
-__all__ = ['CHANNELS', 'Attention', 'normed_projections', 'heads_attend', 'Block', 'along', 'mask_or_none', 'cell_inputs',
+__all__ = ['GRID', 'CHANNELS', 'Attention', 'normed_projections', 'heads_attend', 'Block', 'along', 'mask_or_none', 'cell_inputs',
            'full_precision']
 
 # %% ../../nbs/models/10a_attention.ipynb #e7afa7c5
@@ -57,6 +57,8 @@ def normed_projections(
     return (weight * gain).flatten(0, 1), qkv.bias + (weight * shift).sum(-1).flatten()
 
 # %% ../../nbs/models/10a_attention.ipynb #4da235df
+GRID = 65535  # thread blocks along the last dimension of a CUDA grid
+
 def heads_attend(
     q: Tensor,  # (..., L, inner)
     k: Tensor,  # (..., M, inner)
@@ -64,11 +66,13 @@ def heads_attend(
     heads: int,  # number of heads; divides inner
     key_mask: Tensor | None = None,  # (..., M) bool, True where a key may be seen
 ) -> Tensor:  # (..., L, inner)
-    "Scaled dot-product attention, head by head."
+    "Scaled dot-product attention, head by head. Kernels of accelerators have room for GRID rows of a batch; more are done in turns."
     batch, L, M = q.shape[:-2], q.shape[-2], k.shape[-2]
     q, k, v = (t.reshape(-1, t.shape[-2], heads, t.shape[-1] // heads).transpose(1, 2) for t in (q, k, v))
     if key_mask is not None: key_mask = key_mask.expand(*batch, M).reshape(-1, 1, 1, M)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+    def attend(part: slice) -> Tensor:
+        return F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=None if key_mask is None else key_mask[part])
+    out = torch.cat([attend(slice(i, i + GRID)) for i in range(0, len(q), GRID)]) if q.is_cuda and len(q) > GRID else attend(slice(None))
     return out.transpose(1, 2).reshape(*batch, L, -1)
 
 # %% ../../nbs/models/10a_attention.ipynb #c5c5cc71

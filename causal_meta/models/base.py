@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -148,6 +148,11 @@ class Posterior:
     def log_prob(self, graph: Tensor) -> float | None:
         "The log-probability (nats) of a (d, d) graph, or None: see `log_prob`."
         return log_prob(self, graph)
+
+    def cpu(self) -> Posterior:
+        "The same in the host's memory, where everything that looks at posteriors works."
+        moved = {name: None if (x := getattr(self, name)) is None else x.cpu() for name in ("edge_probs", "graphs", "log_weights")}
+        return replace(self, **moved, parameters=self.parameters and {name: x.cpu() for name, x in self.parameters.items()})
 
     def save(self, path: str | Path) -> Path:
         "Write a safetensors file: see `save_posterior`."

@@ -80,7 +80,7 @@ def exact_log_probs(
     choice = weights - weights.logsumexp(-1, keepdim=True)
     missing = (1 - placed) @ graphs.to(placed.dtype) > 0  # a parent is not yet placed
     steps = (choice[:, None] + placed @ edge_terms(model, graphs)).masked_fill(missing, NEVER)  # (B, K, 2^d, d): the price of node v after set S
-    start = (~model.node_mask).long() @ (1 << torch.arange(d, device=device))  # padded nodes are there from the beginning
+    start = ((~model.node_mask) << torch.arange(d, device=device)).sum(-1)  # padded nodes are there from the beginning
     total = model.scores.new_full((*graphs.shape[:2], 2**d), NEVER).scatter(-1, start[:, None, None].expand(-1, graphs.shape[1], 1), 0.)
     size = there.sum(-1)
     for k in range(1, d + 1):

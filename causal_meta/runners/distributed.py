@@ -31,8 +31,8 @@ class Rank:
     def is_main(self) -> bool: return self.rank == 0
     @property
     def device(self) -> torch.device:
-        "The accelerator of this process, if the machine has any."
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        "The accelerator of this process, if the machine has any; where each process is shown one alone, it is that one."
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
 
 def rank_of(
     env: Mapping[str, str] | None = None,  # variables; the process's environment if None
@@ -53,14 +53,15 @@ def joined(
     rank: Rank | None = None,  # who this process is; read from the environment if None
     init_method: str | None = None,  # a rendezvous; MASTER_ADDR and MASTER_PORT if None
     patience: float | None = None,  # seconds for which a rank waits for the others; torch's own if None
+    backend: str | None = None,  # nccl with accelerators and gloo without if None; nccl needs one for each rank
 ):
-    "Join the process group (nccl with accelerators, gloo without) for the body; yields the `Rank`."
+    "Join the process group for the body; yields the `Rank`."
     rank = rank or rank_of()
     if rank.world_size == 1 or dist.is_initialized():
         yield rank
         return
     if torch.cuda.is_available(): torch.cuda.set_device(rank.device)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", init_method=init_method or "env://",
+    dist.init_process_group(backend or ("nccl" if torch.cuda.is_available() else "gloo"), init_method=init_method or "env://",
                             rank=rank.rank, world_size=rank.world_size, timeout=timedelta(seconds=patience) if patience else None)
     try: yield rank
     finally: dist.destroy_process_group()

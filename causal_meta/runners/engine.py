@@ -11,14 +11,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from .pre_training import Preempted
 
 # %% auto #0
-__all__ = ['Stopped', 'listening', 'SignalEngine']
+__all__ = ['MISTAKES', 'Stopped', 'listening', 'SignalEngine']
 
 # %% ../../nbs/runners/37_engine.ipynb #02db9c33
+MISTAKES = {"InputError", "Diverged", "Unfinished"}  # what the program itself says is wrong: sending the job again would not help
+
 class Stopped(SystemExit):
     "A notebook was left because its process was asked to stop: exit code 85."
     def __init__(self): super().__init__(Preempted.exit_code)
@@ -47,6 +50,7 @@ def _engine() -> Any:
 
         def pass_on(self, number: int) -> None:
             self.asked = True
+            if note := os.environ.get("CAUSAL_META_ASKED"): Path(note).touch()
             pid = getattr(self.km.provisioner, "pid", None) if self.km is not None else None
             if pid and self.kc is not None:
                 self.told = True
@@ -62,7 +66,8 @@ def _engine() -> Any:
                 except DeadKernelError:
                     if self.asked: raise Stopped from None
                     raise
-            if any(o.output_type == "error" and o.ename == Preempted.__name__ for cell in self.nb.cells for o in cell.get("outputs", [])): raise Stopped
+            errors = [o.ename for cell in self.nb.cells for o in cell.get("outputs", []) if o.output_type == "error"]
+            if Preempted.__name__ in errors or (self.asked and errors and not set(errors) & MISTAKES): raise Stopped
             return self.nb
 
     class Engine(NBClientEngine):

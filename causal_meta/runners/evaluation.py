@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
+
 from ..datasets.benchmarks import Benchmark
 from ..datasets.tasks import MetaFixedDataset
 from ..datasets.validation import InputError, one_of
@@ -37,9 +39,10 @@ class Evaluator:
         run: RunDir,
         models: Sequence[str],  # names of its models
         say: Callable[[str], None] = print,  # where remarks go
+        device: torch.device | str = "cpu",  # of the networks
     ):
         self.run, self.config, self.desk, self.say, self.models = run, run.config, Desk(run, say), say, models
-        self.nets: dict[str, tuple[AmortisedModel, dict[str, Any]]] = {m: best_model(run, m) for m in models if self.config.models[m].kind == "amortised"}
+        self.nets: dict[str, tuple[AmortisedModel, dict[str, Any]]] = {m: best_model(run, m, device) for m in models if self.config.models[m].kind == "amortised"}
         self.known: dict[Key, dict[str, Any]] = {key_of(r): r for r in _records(run)}
 
     def unit(self, unit: Unit) -> dict[str, Any]:
@@ -92,9 +95,9 @@ def evaluate(
 ) -> dict[str, Any]:  # the summary, as in metrics_summary.json
     "Evaluate models on all families and seed lists, and write the raw and the summarised results; `Unfinished` at the end if posteriors failed."
     models = [one_of(m, run.config.models, "model of this run") for m in models] if models is not None else list(run.config.models)
-    with joined(rank, patience=PATIENCE) as rank, exclusive(run.parts, "evaluating") if rank.is_main else nullcontext():
+    with joined(rank, patience=PATIENCE, backend="gloo") as rank, exclusive(run.parts, "evaluating") if rank.is_main else nullcontext():
         together(rank)  # rank 0 has the lock now
-        evaluator = Evaluator(run, models, say)
+        evaluator = Evaluator(run, models, say, rank.device)
         todo = units(run.config, evaluator.desk.benchmark)
         together(rank)  # all have read what was there
         for unit in todo[rank.rank::rank.world_size]:

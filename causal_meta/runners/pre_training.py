@@ -58,7 +58,7 @@ def seeded(
     step: int = 0,  # of the optimiser
 ):
     "Run the body with torch's global generators seeded for one purpose, and leave them as they were."
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(key(training_seed, "train", "model", step, purpose) % 2**63)
         yield
 
@@ -366,7 +366,7 @@ def _loop(run: RunDir, model: str, config: RunConfig, benchmark: Benchmark, rank
     how, folder, log = config.training_of(model), run.checkpoints(model), run.log("pre_training", model)
     together(rank)  # rank 0 has the lock now
     t = begin(config, model, benchmark, rank.device)
-    state, said = load_newest(folder, rank.device)
+    state, said = load_newest(folder)  # on the host: loading moves it to where the parameters are, and counters of steps stay
     if state is not None: restore(t, state, forked_from(run, model))
     saved = f"the last good checkpoint is '{folder/'last.pt'}', step {t.step}" if state is not None else "no checkpoint was made yet"
     together(rank)  # all have read it

@@ -98,10 +98,10 @@ def truncate_log(
 def exclusive(
     folder: str | Path,  # made where it is missing
     what: str,  # what is being done there, for the message
-    wait: float = 10.,  # seconds to wait for another process to finish
+    wait: float | None = None,  # seconds to wait for another process to finish; CAUSAL_META_PATIENCE of the environment, or 10, if None
 ):
     "Hold the folder's lock for the body; an `InputError` if another process keeps it."
-    folder = Path(folder)
+    folder, wait = Path(folder), float(os.environ.get("CAUSAL_META_PATIENCE", 10)) if wait is None else wait
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder/".lock", "w") as lock:
         until = time.monotonic() + wait
