@@ -97,10 +97,11 @@ def _show_results(run) -> None:
 def _stage(stage: str, run: str, experiments: Path, **parameters) -> None:
     "Execute one stage of an existing run."
     from causal_meta.pipeline import run_stage
+    from causal_meta.runners.distributed import rank_of
     from causal_meta.runners.runs import find_run
 
-    found = find_run(run, experiments)
-    typer.echo(f"report   {run_stage(stage, found, sys.stdout, **parameters)}")
+    notebook = run_stage(stage, find_run(run, experiments), sys.stdout, **parameters)
+    if rank_of().is_main: typer.echo(f"report   {notebook}")
 
 @app.command()
 def pretrain(run: Run, model: Annotated[Optional[list[str]], typer.Option(help="Only this model; may be said again.")] = None,
@@ -124,10 +125,11 @@ def infer(run: Run, shard: Annotated[Optional[str], typer.Option(help="i/n: the 
 def evaluate(run: Run, table: Annotated[bool, typer.Option(help="Print the table of results.")] = True,
              experiments: Experiments = Path("experiments")) -> None:
     "Compare all of a run's posteriors with the truth, and write its results."
+    from causal_meta.runners.distributed import rank_of
     from causal_meta.runners.runs import find_run
 
     _stage("evaluation", run, experiments)
-    if table: _show_results(find_run(run, experiments))
+    if table and rank_of().is_main: _show_results(find_run(run, experiments))
 
 @app.command()
 def report(
@@ -154,9 +156,16 @@ def status(
     experiments: Experiments = Path("experiments"),
 ) -> None:
     "Show which stages of a run are done, which wait, and what went wrong."
+    from causal_meta.datasets.validation import InputError
     from causal_meta.status import describe, standings
 
-    found = [standings(name, experiments) for name in names]
+    def stands(name: str) -> list:
+        try: return standings(name, experiments)
+        except InputError as e:
+            if "squeue" not in str(e): raise
+            typer.echo(f"SLURM can't be asked, so this is what the records say: {e}", err=True)
+            return standings(name, experiments, ask=False)
+    found = [stands(name) for name in names]
     typer.echo("\n\n".join(describe(one, lines) for one in found))
     if any(s.bad for one in found for s in one): raise typer.Exit(1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -16,7 +17,7 @@ from typing import Any
 
 from .datasets.validation import InputError, one_of
 from .runners.at_once import at_once
-from .runners.attempts import attempt
+from .runners.attempts import attempt, read_record
 from .runners.config import RunConfig, load_config, runs_of
 from .runners.distributed import rank_of
 from .runners.evaluation import evaluate
@@ -140,6 +141,11 @@ def execute(
     return output
 
 # %% ../nbs/50_pipeline.ipynb #0a0e8c65
+def _let_main_leave(run: RunDir, name: str, seconds: float = 20.) -> None:
+    "Wait until rank 0 has written down that it was stopped: a launcher ends all ranks with the first that leaves."
+    until = time.monotonic() + seconds
+    while (read_record(run, name) or {}).get("state") == "running" and time.monotonic() < until: time.sleep(.1)
+
 def run_stage(
     stage: str,  # one of STAGES
     run: RunDir,  # made by `create_run`
@@ -154,7 +160,11 @@ def run_stage(
     if rank_of().is_main:
         with attempt(run, name) as trial: execute(notebook, trial, told, live)
     else:
-        with tempfile.TemporaryDirectory() as folder: execute(notebook, Path(folder)/f"{name}.ipynb", told)
+        with tempfile.TemporaryDirectory() as folder:
+            try: execute(notebook, Path(folder)/f"{name}.ipynb", told)
+            except Preempted:
+                _let_main_leave(run, name)
+                raise
     return run.notebook(name)
 
 # %% ../nbs/50_pipeline.ipynb #8ae8d609

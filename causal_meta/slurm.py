@@ -20,7 +20,7 @@ from typing import Any
 from .datasets.validation import InputError
 from .pipeline import STAGES
 from .runners.config import RunConfig, runs_of
-from .runners.runs import RunDir, append_line, create_run, read_lines
+from .runners.runs import append_line, create_run, read_lines
 
 # %% auto #0
 __all__ = ['LIVE', 'job_files', 'site_values', 'Submission', 'submission', 'dry_run', 'Queued', 'queue', 'last_sent', 'submit']

@@ -5,11 +5,10 @@
 # %% ../nbs/50d_status.ipynb #b9c68110
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +95,14 @@ def standing(
 def standings(
     name: str,  # of a run or a study, or the folder of a run
     experiments: str | Path = "experiments",
+    ask: bool = True,  # SLURM; records alone say nothing of what waits
 ) -> list[Standing]:
     "How all tasks of a run or study stand."
     path = Path(name)
     if (path/"config.yaml").is_file(): name, experiments = path.name, path.parent
     told = last_sent(name, experiments)
     if told is None: return [standing(task, {}) for task in tasks_here(find_run(name, experiments))]
+    if not ask: return [standing(replace(task, job=None), {}) for task in tasks_sent(told, Path(experiments))]
     known, found = queue(list(told["jobs"].values())), []
     for stage in STAGES:
         late = any(s.state not in ("done", "running", "waiting") for s in found)
@@ -118,6 +119,11 @@ def tail(
     if not path.is_file(): return [f"there is no log '{path}'"]
     return path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
 
+def _short(text: str, most: int = 100) -> str:
+    "One line, cut off where it is too long."
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most - 1]}…"
+
 def describe(
     found: list[Standing],
     lines: int = 10,  # of each log
@@ -125,7 +131,7 @@ def describe(
     "How a run stands, and what went wrong."
     rows = [(s.task.stage, s.task.what, s.task.job or "", s.state, s.detail) for s in found]
     wide = [max(len(row[k]) for row in rows) for k in range(4)]
-    text = ["  ".join([*(row[k].ljust(wide[k]) for k in range(4)), " ".join(row[4].split())[:160]]).rstrip() for row in rows]
+    text = ["  ".join([*(row[k].ljust(wide[k]) for k in range(4)), _short(row[4])]).rstrip() for row in rows]
     for s in found:
         if not s.bad: continue
         text += ["", f"{s.task.stage}, {s.task.what}{f', job {s.task.job}' if s.task.job else ''}: {s.state}. {s.detail}"]

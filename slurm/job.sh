@@ -52,14 +52,17 @@ go_back() { # into the queue, to go on from there
   return 1
 }
 
-stage() { # RUN NAME COMMAND...: run a stage as a step of this job. What counts is its record, RUN/stages/NAME.json, not an exit code.
-  local run=$1 record=$1/stages/$2.json status=0
+stage() { # RUN NAME COMMAND...: run a stage as a step of this job, on one rank if `alone` is set. What counts is its record, RUN/stages/NAME.json, not an exit code.
+  local run=$1 record=$1/stages/$2.json status=0 layout=()
   shift 2
+  [ -f "$run/config.yaml" ] || { echo "there is no run in '$run': name its folder, such as experiments/smoke_test" >&2; exit 2; }
+  mkdir -p "$run/stages"
+  [ -z "${alone:-}" ] || layout=(--nodes=1 --ntasks=1)
   if [ "$restarts" != 0 ] && done_by_us "$record"; then say "$record is done"; return; fi
   export CAUSAL_META_ASKED=$run/stages/.asked-$job # made by a rank that hears a signal
   rm -f "$CAUSAL_META_ASKED"
   say "$*"
-  srun --kill-on-bad-exit=1 "$python" -m causal_meta "$@" || status=$?
+  srun --kill-on-bad-exit=1 "${layout[@]}" "$python" -m causal_meta "$@" || status=$?
   if done_by_us "$record"; then rm -f "$CAUSAL_META_ASKED"; return; fi
   # 85: stopped and saved. 138, 143: USR1 or TERM came before the program could hear it.
   if [ -e "$CAUSAL_META_ASKED" ] || [ "$status" = 85 ] || [ "$status" = 138 ] || [ "$status" = 143 ]; then

@@ -27,9 +27,10 @@ class Cluster:
         "Run scripts/slurm-local, or another command where its jobs are."
         return subprocess.run([str(command), *map(str, words)], capture_output=True, text=True, env=self.env, **{"timeout": 600, **options})
 
-    def up(self) -> "Cluster":
+    def up(self, may_fail: bool = False) -> "Cluster":
+        "Bring it up; where that may fail, or its packages can't be had, the test is skipped and says why."
         done = self("up")
-        if "could not install" in done.stderr: pytest.skip(done.stderr.strip())
+        if done.returncode and (may_fail or "could not install" in done.stderr): pytest.skip(f"no SLURM could be brought up here: {done.stderr.strip()}")
         assert done.returncode == 0, done.stderr
         return self
 

@@ -48,9 +48,9 @@ def sachs_folder():
 
 
 @pytest.fixture(scope="session")
-def cluster():
-    "A SLURM of two nodes, or a skip that says why there is none."
+def cluster(request):
+    "A SLURM of two nodes. Where slow tests are left out a machine may be unfit for it; with them it has to come up."
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     made = Cluster(Path("/run")/f"causal_meta-slurm-{os.getpid()}", 17000 + 10*worker)
-    yield made.up()
+    yield made.up(may_fail="not slow" in request.config.option.markexpr)
     made("down")

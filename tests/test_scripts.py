@@ -107,10 +107,11 @@ def job(tmp_path):
         "Run a job file, where srun does what some Python says."
         calls.unlink(missing_ok=True)
         (tree/"run"/"stages").mkdir(parents=True, exist_ok=True)
+        (tree/"run"/"config.yaml").touch()
         env = {"PATH": f"{tmp_path/'bin'}:/usr/bin:/bin", "CALLS": str(calls), "SRUN": does, "HEARS": "", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
                "SLURM_SUBMIT_DIR": str(tree), "CAUSAL_META_PYTHON": "python", **env}
         done = subprocess.run(["bash", str(tree/"slurm"/script), *words], capture_output=True, text=True, env=env, cwd=tmp_path)
-        return done, calls.read_text().replace("--kill-on-bad-exit=1 python -m causal_meta ", "").splitlines() if calls.exists() else []
+        return done, calls.read_text().replace("--kill-on-bad-exit=1 ", "").replace("python -m causal_meta ", "").splitlines() if calls.exists() else []
     call.tree = tree
     return call
 
@@ -147,7 +148,7 @@ def test_networks_apart(job):
     third = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
     assert job("pre_training.sbatch", "one", "run", "--", "avici", "bcnp", does=record("pre_training-bcnp", job="7_3"), **third)[1] == ["srun pretrain run --model bcnp"]
     all_of_it = "; ".join([record("pre_training"), record("evaluation")])
-    assert job("evaluation.sbatch", "run", does=all_of_it, CAUSAL_META_PARTS="1", CAUSAL_META_APART="yes")[1] == ["srun pretrain run", "srun evaluate run"]
+    assert job("evaluation.sbatch", "run", does=all_of_it, CAUSAL_META_PARTS="1", CAUSAL_META_APART="yes")[1] == ["srun --nodes=1 --ntasks=1 pretrain run", "srun evaluate run"]
     assert "usage: sbatch" in job("pre_training.sbatch", "one", "--", "avici", **third)[0].stderr
 
 
@@ -188,9 +189,9 @@ def test_parts_of_the_inference(job):
 def test_evaluation_and_report_of_several_runs(job):
     both = "; ".join([record("inference", job="7_1"), record("evaluation", job="7_1")])
     second = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
-    assert job("evaluation.sbatch", "one", "run", does=both, **second)[1] == ["srun infer run --posteriors-of one", "srun evaluate run"]
+    assert job("evaluation.sbatch", "one", "run", does=both, **second)[1] == ["srun --nodes=1 --ntasks=1 infer run --posteriors-of one", "srun evaluate run"]
     both = both.replace("7_1", "7")
-    assert job("evaluation.sbatch", "run", does=both)[1] == ["srun infer run", "srun evaluate run"]
+    assert job("evaluation.sbatch", "run", does=both)[1] == ["srun --nodes=1 --ntasks=1 infer run", "srun evaluate run"]
     assert job("evaluation.sbatch", "run", does=both, CAUSAL_META_PARTS="1")[1] == ["srun evaluate run"]
     assert job("report.sbatch", "one", "run", does=record("report", job="7_1"), **second)[1] == ["srun report run"]
     last = {**second, "SLURM_ARRAY_TASK_ID": "2", "CAUSAL_META_REPORT": "all.ipynb"}
@@ -201,6 +202,7 @@ def test_evaluation_and_report_of_several_runs(job):
 def test_a_job_reads_what_is_true_of_its_site(job):
     (job.tree/"slurm/site.env").write_text('SITE_PROLOGUE=\'echo loaded a module; echo $NOTHING_OF_THE_KIND\'\n')
     assert "loaded a module" in job("pre_training.sbatch", "run", does=record())[0].stdout
+    assert "there is no run in 'nothing'" in (job("pre_training.sbatch", "nothing")[0].stderr) and not (job.tree/"nothing").exists()
     assert "loaded" not in job("pre_training.sbatch", "run", does=record(), CAUSAL_META_SENT="1")[0].stdout  # read when it was sent
     (job.tree/"slurm/job.sh").unlink()
     assert "send from the root of the checkout, or with slurm/submit" in job("pre_training.sbatch", "run")[0].stderr

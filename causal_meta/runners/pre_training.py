@@ -396,7 +396,9 @@ def _loop(run: RunDir, model: str, config: RunConfig, benchmark: Benchmark, rank
                 if t.step % how.checkpoint_every == 0 or last or stop:
                     if rank.is_main: save_checkpoint(folder/"last.pt", state_of(t), keep_previous=True)
                     saved = f"the last good checkpoint is '{folder/'last.pt'}', step {t.step}"
-                if stop and not last: raise Preempted(f"{model}: asked to stop; saved at step {t.step} of {how.steps}.")
+                if stop and not last:
+                    together(rank)  # it is saved: a launcher ends all ranks with the first that leaves
+                    raise Preempted(f"{model}: asked to stop; saved at step {t.step} of {how.steps}.")
     finally: batches.close()  # ends the processes that simulate, also when an exception keeps this frame
     if rank.is_main: conclude(t, folder, how)
     together(rank)  # best.pt is written
