@@ -58,6 +58,7 @@ def run(
     run_study(asked, experiments, live=sys.stdout, fork=fork, jobs=jobs or 1)
     _show_all(asked, experiments)
 
+# %% ../nbs/51_cli.ipynb #fb6fa8c3
 def _send(asked, experiments: Path, parts: Optional[int], fork: bool, wait: bool, dry: bool) -> None:
     "Send a configuration to SLURM."
     from causal_meta.slurm import dry_run, submission, submit
@@ -68,7 +69,10 @@ def _send(asked, experiments: Path, parts: Optional[int], fork: bool, wait: bool
     if not wait: return typer.echo(f"how it goes: causal-meta status {told['name']}" + (f" --experiments {experiments}" if experiments != Path("experiments") else ""))
     from causal_meta.status import describe, follow
 
-    found = follow(asked.name, experiments, typer.echo)
+    try: found = follow(asked.name, experiments, typer.echo)
+    except KeyboardInterrupt:
+        typer.echo(f"the jobs go on without this command; how it goes: causal-meta status {asked.name}", err=True)
+        raise typer.Exit(130)
     if any(s.state != "done" for s in found):
         typer.echo("\n" + describe(found))
         raise typer.Exit(1)

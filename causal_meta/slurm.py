@@ -39,10 +39,11 @@ def site_values(
     "Let bash read the file that says what is true of this cluster only."
     if not Path(path).is_file(): return {}
     def read(words: str) -> dict[str, str]:
-        done = subprocess.run(["bash", "--noprofile", "--norc", "-c", words, "bash", str(path)], capture_output=True, text=True, env={"PATH": os.environ.get("PATH", "")})
+        done = subprocess.run(["bash", "--noprofile", "--norc", "-c", words, "bash", str(path)], capture_output=True, text=True)
         if done.returncode: raise InputError(f"{path}: bash can't read it ({' '.join(done.stderr.split()) or f'exit code {done.returncode}'}).")
         return dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
-    return {k: v for k, v in read('set -ae; source "$1"; env -0').items() if k not in read("env -0")}
+    before, own = read("env -0"), {"_", "SHLVL", "PWD", "OLDPWD"}
+    return {k: v for k, v in read('set -ae; source "$1"; env -0').items() if k not in own and before.get(k) != v}
 
 # %% ../nbs/50c_slurm.ipynb #0edc5cf3
 @dataclass(frozen=True)

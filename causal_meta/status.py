@@ -86,6 +86,7 @@ def standing(
     if q is not None and q.live:
         if q.state != "PENDING": return Standing(task, "running", f"{q.elapsed} on {q.nodes}" if q.nodes else q.state)
         return Standing(task, "waiting", q.reason + (f", after {mine['attempt']} attempts; the last was {mine['state']}" if mine else ""))
+    if mine and mine["state"] == "stopped": return Standing(task, "stopped", f"{mine['error']} It is not in the queue any more: send it again.")
     if mine and mine["state"] != "running": return Standing(task, *_of_record(mine))
     end = q.state if q else ""
     if mine: return Standing(task, "lost", f"attempt {mine['attempt']} never said how it ended" + (f"; SLURM says {end}" if end else ""))

@@ -112,10 +112,10 @@ class Enough(Exception):
     "The time for this measurement is over."
 
 
-def training(model: str, workers: int, rows: int | None, device: torch.device, seconds: float, tiny: bool) -> dict:
+def training(model: str, workers: int, rows: int | None, micro: int | None, device: torch.device, seconds: float, tiny: bool) -> dict:
     "A whole pre-training as the configuration `audit` has it, broken off after some seconds; its rate in the second half of them."
     spec = {"type": model, "config": {"size": "tiny"}} if tiny else TRAINED[model]
-    how = {"workers": workers, "rows": 20 if tiny else rows, "validate_every": 10**6, "checkpoint_every": 10**6, "keep_every": None, "log_every": 10**6}
+    how = {"workers": workers, "rows": 20 if tiny else rows, "validate_every": 10**6, "checkpoint_every": 10**6, "keep_every": None, "log_every": 10**6, "micro_batch": micro}
     config = load_config("audit").model_dump(exclude_unset=True)
     if tiny: config, how = {**config, "benchmark": "smoke-v1"}, {**how, "precision": "fp32", "global_batch": 8}
     config = load_config({**config, "name": "bench", "models": {model: spec}, "pre_training": {**config["pre_training"], **how}})
@@ -171,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a minute instead of five, for a first look")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON, after each measurement")
+    parser.add_argument("--only", choices=["training"], help="this part alone")
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)  # cpu: tiny settings, to see that this runs
     options = parser.parse_args()
     device, quick = torch.device(options.device), options.quick
@@ -189,19 +190,21 @@ def main() -> None:
         if options.out: options.out.write_text(json.dumps(found, indent=1) + "\n")
 
     print(f"{found['machine']['device']}, torch {torch.__version__}, {cpus} processors", flush=True)
-    print("generation: tasks per second of the train stream, by worker processes of one thread each; 0 is this process", flush=True)
-    for benchmark in ("audit-v1",) if quick or tiny else ("audit-v1", "audit-small-v1"):
+    if not options.only: print("generation: tasks per second of the train stream, by worker processes of one thread each; 0 is this process", flush=True)
+    for benchmark in () if options.only else ("audit-v1",) if quick or tiny else ("audit-v1", "audit-small-v1"):
         for workers in TINY["workers"] if tiny else (1, 15) if quick else (0, 1, 4, 8, 15):
             rates = generation(benchmark, workers, TINY["seconds"] if tiny else 2. if quick else 3.)
             text = f"{rates['tasks_per_second']:>9.1f} tasks/s  {rates['cells_per_second']/1e6:>8.2f} million entries/s"
             note("generation", f"{benchmark}, {workers} workers", {"benchmark": benchmark, "workers": workers, **rates}, text)
 
     print("training: configuration audit without validations and checkpoints; as configured its tables have 100 rows in the first half", flush=True)
-    runs = [(1, 100)] if tiny else [(15, 100)] if quick else [(8, 100), (15, 100), (15, None)]
-    for model, (workers, rows) in product(TRAINED, runs):
+    runs = [(1, 100, None)] if tiny else [(15, 100, None)] if quick else [(8, 100, 8), (15, 100, 8), (15, 100, None), (15, None, 8), (15, None, None)]
+    for model, (workers, rows, micro) in product(TRAINED, runs):
         fresh(device)
-        row = guarded(training, model, workers, rows, device, TINY["seconds"] if tiny else 5. if quick else 8., tiny)
-        note("training", f"{model}, {workers} workers, {rows or 'all'} rows", {"model": model, "workers": workers, "rows": rows, **row}, told(row))
+        row = guarded(training, model, workers, rows, micro, device, TINY["seconds"] if tiny else 5. if quick else 8., tiny)
+        name = f"{model}, {workers} workers, {rows or 'all'} rows, {micro or 'all'} at a time"
+        note("training", name, {"model": model, "workers": workers, "rows": rows, "micro_batch": micro, **row}, told(row))
+    if options.only == "training": return
 
     found["machine"]["tflops"] = products(device, 256 if tiny else 8192)
     print("matrix products:", ", ".join(f"{kind} {rate:.1f} TFLOP/s" for kind, rate in found["machine"]["tflops"].items()), flush=True)

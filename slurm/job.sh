@@ -24,7 +24,7 @@ say() { printf '%s  job %s, restart %s: %s\n' "$(date -u +%FT%TZ)" "$job" "$rest
 trap ':' USR1 TERM
 
 # Work that this job did before on a node which was lost may still be going on there: wait for its lock.
-[ "$restarts" = 0 ] || export CAUSAL_META_PATIENCE=${CAUSAL_META_PATIENCE:-900}
+[ "$restarts" = 0 ] || export CAUSAL_META_PATIENCE=${CAUSAL_META_PATIENCE:-3600}
 
 # Ranks meet at the first node of the job, at a port of this job and start. A node whose name does not resolve has an address in SLURM's books.
 if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then

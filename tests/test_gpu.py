@@ -82,15 +82,15 @@ def test_the_loss_is_that_of_the_processor(tmp_path, trained, model, say):
     assert apart(there[:10], losses(again, model)[:10]) < CURVE
 
 
-@pytest.mark.parametrize("benchmark", ["audit-small-v1", "audit-v1"])
+@pytest.mark.parametrize("source", ["audit-small-v1", "audit-v1"])
 @pytest.mark.parametrize("model", MODELS)
-def test_the_gradient_is_that_of_the_processor(model, benchmark):
+def test_the_gradient_is_that_of_the_processor(model, source):
     "On tables of 5 to 30 columns, some with interventions: a Pairformer draws orders where there are more than a few."
     found = {}
     for device in ("cpu", Rank().device):
         torch.manual_seed(0)
         net = build_model(model, {"size": "tiny"}).to(device).train()
-        stream = MetaIterableDataset(load_benchmark(benchmark), global_batch=64)
+        stream = MetaIterableDataset(load_benchmark(source), global_batch=64)
         share = [cut(batch, slice(0, 4)).to(device) for step in range(4) for batch in stream.at(step)]
         means, _ = gradients(net, share)
         found[str(device)] = means["loss"], torch.cat([p.grad.flatten().cpu() for p in net.parameters() if p.grad is not None])

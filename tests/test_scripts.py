@@ -91,6 +91,13 @@ def test_curves_of_a_run(tmp_path, benchmark, part):
     if part == "curves": assert [(row["step"], row["family"]) for row in found["curves"]] == [(s, f) for s in (1, 2) for f in ("id/n100", "id/n500")]
 
 
+def test_a_bench_that_needs_a_device_says_so():
+    import torch
+    if torch.cuda.is_available(): pytest.skip("there is a CUDA device here")
+    done = run(sys.executable, ROOT/"scripts/bench_gpu.py")
+    assert done.returncode == 2 and done.stderr.strip() == "scripts/bench gpu: this machine has no CUDA device, or its torch is built without CUDA."
+
+
 @pytest.fixture
 def job(tmp_path):
     "A job file with stand-ins for srun, scontrol and the interpreter, which write down how they were called."

@@ -29,10 +29,11 @@ from ..datasets.graphs import is_dag
 from ..datasets.validation import InputError, Strict, one_of, parse
 
 # %% auto #0
-__all__ = ['Piece', 'LOG_PROBS', 'MODELS', 'Budget', 'Clock', 'within', 'in_pieces', 'Posterior', 'from_graphs', 'log_probs',
-           'log_prob', 'bernoulli_log_prob', 'local_scores_log_prob', 'permutation_mixture_log_prob', 'save_posterior',
-           'load_posterior', 'to_frame', 'to_networkx', 'Loss', 'AmortisedModel', 'ExplicitModel', 'one_task',
-           'complete', 'pair_mask', 'between_real', 'evaluating', 'ModelEntry', 'register', 'build_model', 'Sized']
+__all__ = ['Piece', 'LOG_PROBS', 'MODELS', 'Budget', 'Clock', 'within', 'in_pieces', 'Posterior', 'to_cpu', 'from_graphs',
+           'log_probs', 'log_prob', 'bernoulli_log_prob', 'local_scores_log_prob', 'permutation_mixture_log_prob',
+           'save_posterior', 'load_posterior', 'to_frame', 'to_networkx', 'Loss', 'AmortisedModel', 'ExplicitModel',
+           'one_task', 'complete', 'pair_mask', 'between_real', 'evaluating', 'ModelEntry', 'register', 'build_model',
+           'Sized']
 
 # %% ../../nbs/models/10_base.ipynb #4412a151
 @dataclass(frozen=True)
@@ -149,11 +150,6 @@ class Posterior:
         "The log-probability (nats) of a (d, d) graph, or None: see `log_prob`."
         return log_prob(self, graph)
 
-    def cpu(self) -> Posterior:
-        "The same in the host's memory, where everything that looks at posteriors works."
-        moved = {name: None if (x := getattr(self, name)) is None else x.cpu() for name in ("edge_probs", "graphs", "log_weights")}
-        return replace(self, **moved, parameters=self.parameters and {name: x.cpu() for name, x in self.parameters.items()})
-
     def save(self, path: str | Path) -> Path:
         "Write a safetensors file: see `save_posterior`."
         return save_posterior(self, path)
@@ -175,6 +171,14 @@ class Posterior:
     def to_frame(self) -> pd.DataFrame:
         "A table of edge probabilities: see `to_frame`."
         return to_frame(self)
+
+# %% ../../nbs/models/10_base.ipynb #57165457
+def to_cpu(
+    posterior: Posterior,  # on any device
+) -> Posterior:  # the same in the host's memory, where everything that looks at posteriors works
+    "Bring a posterior from an accelerator."
+    moved = {name: None if (x := getattr(posterior, name)) is None else x.cpu() for name in ("edge_probs", "graphs", "log_weights")}
+    return replace(posterior, **moved, parameters=posterior.parameters and {name: x.cpu() for name, x in posterior.parameters.items()})
 
 # %% ../../nbs/models/10_base.ipynb #51dabf2f
 def from_graphs(

@@ -17,7 +17,7 @@ from ..datasets.randomness import torch_generator
 from ..datasets.tasks import MetaFixedDataset, Task
 from ..metrics.scores import PREDICTIVE, TaskScores
 from ..metrics.summary import METRICS, posterior_metrics, posterior_reliability
-from ..models.base import AmortisedModel, Posterior, build_model
+from ..models.base import AmortisedModel, Posterior, build_model, to_cpu
 from .compute import measured
 from .config import RunConfig, digest
 from .inference import Desk, Outcome
@@ -84,8 +84,8 @@ def amortised_posteriors(
     data, intervened = (torch.stack([getattr(t, k) for t in tasks]).to(device) for k in ("data", "intervened"))
     generator = torch_generator(config.training_seed, f"posterior-{tasks[0].seed_list}", tasks[0].family, tasks[0].index, f"posterior/{model}", device=device)
     with measured() as cost:
-        answers = [p.cpu() for p in net.posterior(data, intervened, n_samples=config.budget.samples or benchmark.posterior_samples,
-                                                  generator=generator, budget=config.budget.budget())]
+        answers = [to_cpu(p) for p in net.posterior(data, intervened, n_samples=config.budget.samples or benchmark.posterior_samples,
+                                                      generator=generator, budget=config.budget.budget())]
     for posterior in answers:
         n_drawn = 0 if posterior.graphs is None else len(posterior.graphs)
         share = {k: v/len(tasks) if k in ("seconds", "cpu_seconds") else v for k, v in cost.items()}
