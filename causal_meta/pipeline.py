@@ -127,7 +127,7 @@ def execute(
         os.replace(provisional, output)
         for old in (failed, stopped): old.unlink(missing_ok=True)
     except Stopped:
-        said = [o.evalue for cell in nbformat.read(provisional, 4).cells for o in cell.get("outputs", []) if o.output_type == "error"]
+        said = [o.evalue for cell in nbformat.read(provisional, 4).cells for o in cell.get("outputs", []) if o.output_type == "error" and o.ename == Preempted.__name__]
         os.replace(provisional, stopped)
         raise Preempted(said[-1] if said else f"{notebook.stem}: asked to stop; what was finished is kept.") from None
     except PapermillExecutionError as e:

@@ -111,13 +111,21 @@ def submission(
                       amortised if len(amortised) > 1 else ())
 
 # %% ../nbs/50c_slurm.ipynb #d12b8c20
+def _wrapped(words: Sequence[str], width: int = 76) -> list[str]:
+    "Words in lines, none of them broken."
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + len(word) < width: lines[-1] += f" {word}"
+        else: lines.append(word)
+    return lines
+
 def dry_run(sent: Submission) -> str:
     "The shell commands of a submission."
     lines = [f"# after making {', '.join(sent.paths())} and {sent.logs}"]
     lines += [f"export {k}={shlex.quote(v)}" for k, v in sent.environment().items()]
     for stage in STAGES:
         words = [w if w.startswith("--dependency=") else shlex.quote(w) for w in sent.line(stage, {s: f"${s}" for s in STAGES})]
-        lines.append(f"{stage}=$({' '.join(words)})")
+        lines.append(" \\\n    ".join(_wrapped([f"{stage}=$({words[0]}", *words[1:-1], f"{words[-1]})"])))
     return "\n".join(lines)
 
 # %% ../nbs/50c_slurm.ipynb #4bcb873e

@@ -130,7 +130,7 @@ def test_everything_imports_where_only_the_requirements_are(bare):
 def test_the_command_works_there(bare, tmp_path):
     assert "Usage: causal-meta" in run(bare/"causal-meta", "--help", cwd=tmp_path)
     shown = run(bare/"causal-meta", "run", "smoke_test", "--executor", "slurm", "--dry-run", cwd=tmp_path)
-    assert re.search(r"/causal_meta/jobs/slurm/pre_training\.sbatch experiments/smoke_test\)$", shown, re.M)
+    assert "/causal_meta/jobs/slurm/pre_training.sbatch" in shown and "experiments/smoke_test)" in shown
     assert list(tmp_path.iterdir()) == []
 
 
