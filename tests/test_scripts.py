@@ -218,5 +218,5 @@ def test_a_job_reads_what_is_true_of_its_site(job):
 
 def test_job_files_name_no_site():
     for script in (ROOT/"slurm").iterdir():
-        for word in ("--partition", "--account", "--gres", "--gpus", "--nodelist", "--mail"):
+        for word in ("--partition", "--account", "--time", "--gres", "--gpus", "--mem", "--nodelist", "--mail"):
             assert f"#SBATCH {word}" not in script.read_text(), f"{relative(script)}: {word} belongs into slurm/site.env"

@@ -168,11 +168,13 @@ def was_stopped(training: PreTraining, undisturbed: list[str]) -> None:
 
 def test_pre_emption(cluster, tmp_path, undisturbed):
     training = PreTraining(cluster, tmp_path, "urgent")
+    behind = cluster.sbatch(f"--dependency=afterok:{training.job}", "--kill-on-invalid-dep=yes", f"--output={tmp_path}/behind.out", "--wrap=true")
     training.reaches(20)
     other = cluster.sbatch("--partition=urgent", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", f"--output={tmp_path}/other.out", "--wrap=true")
     training.goes_back()
     assert cluster.finish(other, tmp_path/"other.out")["JobState"] == "COMPLETED"
     was_stopped(training, undisturbed)
+    assert cluster.finish(behind, tmp_path/"behind.out")["JobState"] == "COMPLETED"  # it waited for the second start
     assert training.attempts() == ["pre_training-001.stopped.ipynb", "pre_training-002.ipynb"] and "going back into the queue" in training.log.read_text()
 
 
