@@ -86,7 +86,7 @@ def _show_all(asked, experiments: Path) -> None:
 
     made = [RunDir(experiments/one.name) for one in runs_of(asked)]
     for one in made: _show_results(one)
-    if len(made) > 1: typer.echo(f"\nreport over all runs  {study_report(asked, experiments)}\nall together: causal-meta aggregate {' '.join(str(one.path) for one in made)} --out {asked.name}")
+    if len(made) > 1: typer.echo(f"\nreport over all runs  {study_report(asked.name, experiments)}\nall together: causal-meta aggregate {' '.join(str(one.path) for one in made)} --out {asked.name}")
 
 def _show_results(run) -> None:
     "The result table of a run, and where its report is."
@@ -160,13 +160,12 @@ def status(
     experiments: Experiments = Path("experiments"),
 ) -> None:
     "Show which stages of a run are done, which wait, and what went wrong."
-    from causal_meta.datasets.validation import InputError
+    from causal_meta.slurm import Unreachable
     from causal_meta.status import describe, standings
 
     def stands(name: str) -> list:
         try: return standings(name, experiments)
-        except InputError as e:
-            if "squeue" not in str(e): raise
+        except Unreachable as e:
             typer.echo(f"SLURM can't be asked, so this is what the records say: {e}", err=True)
             return standings(name, experiments, ask=False)
     found = [stands(name) for name in names]
@@ -302,7 +301,7 @@ def main() -> None:
     "The `causal-meta` command."
     try: app(prog_name="causal-meta")
     except ValueError as e:
-        if type(e).__name__ != "InputError": raise
+        if "InputError" not in {c.__name__ for c in type(e).__mro__}: raise  # by name: importing it takes a while
         print(f"causal-meta: {e}", file=sys.stderr)
         sys.exit(2)
     except Exception as e:

@@ -29,7 +29,7 @@ from .runners.steps import Diverged
 # %% auto #0
 __all__ = ['STAGES', 'MICRO', 'KERNEL_ENVIRONMENT', 'stage_notebook', 'check_parameters', 'only_parameters', 'open_job',
            'own_kernel', 'execute', 'run_stage', 'run_stages', 'run_pipeline', 'report_together', 'run_study',
-           'study_report']
+           'study_report', 'record_together']
 
 # %% ../nbs/50_pipeline.ipynb #06b90b7f
 STAGES = ("pre_training", "inference", "evaluation", "report")
@@ -156,7 +156,6 @@ def run_stage(
     of = ["-".join(v) if isinstance(v, list) else str(v).replace("/", "of") for v in parameters.values()]
     name, notebook = "-".join([stage, *of]), stage_notebook(stage)
     told = {"config": str(run.path/"config.yaml"), "experiments": str(run.path.parent), **parameters}
-    check_parameters(notebook, told)
     if rank_of().is_main:
         with attempt(run, name) as trial: execute(notebook, trial, told, live)
     else:
@@ -198,7 +197,7 @@ def report_together(
     "Execute the report over several runs; attempts at it are kept with the first."
     told = {"runs": [str(run.path) for run in runs]}
     if not os.access(runs[0].path, os.W_OK): return execute(stage_notebook("report"), out, told, live)  # somebody else's
-    with attempt(runs[0], f"report_together-{out.stem}", out) as trial: execute(stage_notebook("report"), trial, told, live)
+    with attempt(runs[0], record_together(out), out) as trial: execute(stage_notebook("report"), trial, told, live)
     return out
 
 def run_study(
@@ -219,12 +218,21 @@ def run_study(
         run_stages(run, live)
     if len(runs) > 1:
         say("report over all runs")
-        report_together(runs, study_report(config, experiments), live)
+        report_together(runs, study_report(config.name, experiments), live)
     return runs
 
-def study_report(config: RunConfig, experiments: str | Path = "experiments") -> Path:
+def study_report(
+    name: str,  # of the study
+    experiments: str | Path = "experiments",  # the folder of all runs
+) -> Path:
     "Where the report over all runs of a study is."
-    return Path(experiments)/f"{config.name}-report.ipynb"
+    return Path(experiments)/f"{name}-report.ipynb"
+
+def record_together(
+    out: Path,  # where a report over several runs is
+) -> str:  # the name of its record, which the first of the runs has
+    "What the record of a report over several runs is called."
+    return f"report_together-{out.stem}"
 
 def _ahead(runs: Sequence[RunDir], jobs: int, live: Any, say: Callable[[str], None]) -> None:
     "The long work of some runs, in pieces at a time: each network, shards of the first run's explicit posteriors, then the evaluation of each run. The stages find it done."

@@ -11,19 +11,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from .datasets.validation import InputError
-from .pipeline import STAGES
+from .pipeline import STAGES, study_report
 from .runners.config import RunConfig, runs_of
 from .runners.runs import append_line, create_run, read_lines
 
 # %% auto #0
-__all__ = ['LIVE', 'job_files', 'site_values', 'Submission', 'submission', 'dry_run', 'Queued', 'queue', 'last_sent', 'submit']
+__all__ = ['LIVE', 'job_files', 'site_values', 'setting', 'Submission', 'submission', 'dry_run', 'Unreachable', 'Queued', 'queue',
+           'last_sent', 'submit']
 
 # %% ../nbs/50c_slurm.ipynb #8fa37b09
 def job_files() -> Path:
@@ -46,6 +47,13 @@ def site_values(
     return {k: v for k, v in read('set -ae; source "$1"; env -0').items() if k not in own and before.get(k) != v}
 
 # %% ../nbs/50c_slurm.ipynb #0edc5cf3
+def setting(
+    name: str,  # of a variable
+    site: Mapping[str, str],  # from `site_values`
+) -> str | None:  # None where neither has it
+    "What the environment says, or else the site."
+    return os.environ.get(name, site.get(name))
+
 @dataclass(frozen=True)
 class Submission:
     "What is sent together."
@@ -54,7 +62,7 @@ class Submission:
     runs: tuple[str, ...]  # names of folders in it
     parts: int = 1  # of the explicit posteriors
     at_once: int | None = None  # so many of them at a time; all if None
-    site: Mapping[str, str] | None = None  # see `site_values`
+    site: Mapping[str, str] = field(default_factory=dict)  # see `site_values`
     apart: tuple[str, ...] = ()  # networks that are trained in tasks of their own; (): all of a run in one
 
     @property
@@ -63,8 +71,6 @@ class Submission:
     def book(self) -> Path:
         "Where it is written down what was sent."
         return self.logs/f"{self.name}.jsonl"
-    @property
-    def report(self) -> Path: return self.experiments/f"{self.name}-report.ipynb"
 
     def paths(self) -> list[str]: return [str(self.experiments/run) for run in self.runs]
     def tasks(self, stage: str) -> int:
@@ -75,8 +81,8 @@ class Submission:
     def environment(self) -> dict[str, str]:
         "Variables of sbatch and of the jobs beside those that are set already."
         ours = {"CAUSAL_META_SENT": "1", "CAUSAL_META_SLURM": str(job_files()), "CAUSAL_META_PYTHON": sys.executable,
-                "CAUSAL_META_PARTS": str(self.parts), "CAUSAL_META_REPORT": str(self.report), "CAUSAL_META_APART": "yes" if self.apart else ""}
-        return {**{k: v for k, v in (self.site or {}).items() if k not in os.environ}, **ours}
+                "CAUSAL_META_PARTS": str(self.parts), "CAUSAL_META_REPORT": str(study_report(self.name, self.experiments)), "CAUSAL_META_APART": "yes" if self.apart else ""}
+        return {**{k: v for k, v in self.site.items() if k not in os.environ}, **ours}
 
     def line(
         self,
@@ -88,14 +94,14 @@ class Submission:
         line = ["sbatch", "--parsable", f"--job-name={self.name}-{stage}", f"--output={self.logs}/%x_%A_%a.out"]
         line += [f"--array=0-{self.tasks(stage) - 1}" + (f"%{self.at_once}" if stage == "inference" and self.at_once else "")]
         if before: line += [f"--dependency=afterok:{':'.join(ids[s] for s in before)}", "--kill-on-invalid-dep=yes"]
-        line += shlex.split(os.environ.get(key := f"{stage.upper()}_OPTIONS", (self.site or {}).get(key, "")))
+        line += shlex.split(setting(f"{stage.upper()}_OPTIONS", self.site) or "")
         words = [self.paths()[0], str(self.parts)] if stage == "inference" else self.paths()
         return [*line, str(job_files()/f"{stage}.sbatch"), *words, *(["--", *self.apart] if stage == "pre_training" and self.apart else [])]
 
 # %% ../nbs/50c_slurm.ipynb #689968e0
 def _number(name: str, site: Mapping[str, str]) -> int | None:
     "A whole number of the environment or of the site's file."
-    text = os.environ.get(name, site.get(name))
+    text = setting(name, site)
     if text is not None and not (text.isdigit() and int(text) > 0): raise InputError(f"{name}={text}: it must be a whole number of at least 1.")
     return None if text is None else int(text)
 
@@ -106,7 +112,7 @@ def submission(
 ) -> Submission:
     "What is to be sent for a configuration."
     site = site_values(os.environ.get("CAUSAL_META_SITE", job_files()/"site.env"))
-    amortised = tuple(config.of_kind("amortised")) if os.environ.get("MODELS_APART", site.get("MODELS_APART")) else ()
+    amortised = tuple(config.of_kind("amortised")) if setting("MODELS_APART", site) else ()
     return Submission(config.name, Path(experiments), tuple(one.name for one in runs_of(config)), parts or _number("PARTS", site) or 1, _number("AT_ONCE", site), site,
                       amortised if len(amortised) > 1 else ())
 
@@ -131,6 +137,9 @@ def dry_run(sent: Submission) -> str:
 # %% ../nbs/50c_slurm.ipynb #4bcb873e
 LIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESIZING", "SIGNALING", "STAGE_OUT"}
 
+class Unreachable(InputError):
+    "SLURM does not answer."
+
 @dataclass(frozen=True)
 class Queued:
     "What SLURM says of a job."
@@ -146,9 +155,9 @@ def queue(
     ids: Sequence[str],  # of arrays
 ) -> dict[str, Queued]:  # by task: "12_3"
     "What SLURM knows of the tasks of some arrays."
-    if shutil.which("squeue") is None: raise InputError("there is no squeue on this machine: ask where SLURM's commands are, on a login node.")
+    if shutil.which("squeue") is None: raise Unreachable("there is no squeue on this machine: ask where SLURM's commands are, on a login node.")
     done = subprocess.run(["squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T|%r|%M|%N"], capture_output=True, text=True)
-    if done.returncode: raise InputError(f"squeue failed: {' '.join(done.stderr.split())}")
+    if done.returncode: raise Unreachable(f"squeue failed: {' '.join(done.stderr.split())}")
     found = {}
     if shutil.which("sacct"):  # older jobs; it fails where no accounts are kept
         told = subprocess.run(["sacct", "-n", "-P", "-X", "-j", ",".join(ids), "-o", "JobID,State,Elapsed,NodeList"], capture_output=True, text=True)
@@ -186,10 +195,9 @@ def submit(
     if shutil.which("sbatch") is None:
         raise InputError("--executor slurm: there is no sbatch on this machine; send from a login node, look at what would be sent with --dry-run, or use --executor local.")
     sent = submission(config, experiments, parts)
-    for name in (sent.name, *sent.runs):
-        before = last_sent(name, experiments)
-        busy = sorted(job for job, q in queue(list(before["jobs"].values())).items() if q.live) if before else []
-        if busy: raise InputError(f"'{name}' has jobs in the queue: {', '.join(busy)}. Wait for them, or end them with scancel.")
+    before = {job for name in (sent.name, *sent.runs) if (told := last_sent(name, experiments)) for job in told["jobs"].values()}
+    busy = sorted(job for job, q in queue(sorted(before)).items() if q.live) if before else []
+    if busy: raise InputError(f"'{sent.name}' has jobs in the queue: {', '.join(busy)}. Wait for them, or end them with scancel.")
     for one in runs_of(config): create_run(one, experiments, fork)
     sent.logs.mkdir(parents=True, exist_ok=True)
     ids: dict[str, str] = {}

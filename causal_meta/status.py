@@ -14,11 +14,10 @@ from typing import Any
 
 import psutil
 
-from .datasets.validation import InputError
-from .pipeline import STAGES
+from .pipeline import STAGES, record_together, study_report
 from .runners.attempts import read_record
 from .runners.runs import RunDir, find_run
-from .slurm import Queued, last_sent, queue
+from .slurm import Queued, Unreachable, last_sent, queue
 
 # %% auto #0
 __all__ = ['Task', 'tasks_sent', 'tasks_here', 'Standing', 'standing', 'standings', 'tail', 'describe', 'follow']
@@ -45,7 +44,7 @@ def tasks_sent(
     if n > 1: pieces["inference"] = [(f"part {k} of {n}", runs[0], f"inference-{k}of{n}") for k in range(n)]
     else: pieces["inference"] = pieces["inference"][:1]
     if told["apart"]: pieces["pre_training"] = [(f"{run.name}, {m}", run, f"pre_training-{m}") for run in runs for m in told["apart"]]
-    if len(runs) > 1: pieces["report"].append((told["name"], runs[0], f"report_together-{told['name']}-report"))
+    if len(runs) > 1: pieces["report"].append((told["name"], runs[0], record_together(study_report(told["name"]))))
     return [Task(stage, what, run, record, f"{told['jobs'][stage]}_{k}", experiments/"slurm"/f"{told['name']}-{stage}_{told['jobs'][stage]}_{k}.out", told["when"])
             for stage in STAGES for k, (what, run, record) in enumerate(pieces[stage])]
 
@@ -152,9 +151,9 @@ def follow(
     lost = silent = 0
     while True:
         try: found = standings(name, experiments)
-        except InputError as e:
+        except Unreachable:
             silent += 1
-            if silent > 20*patience or not str(e).startswith("squeue failed"): raise
+            if silent > 20*patience: raise
             time.sleep(every)
             continue
         silent, now = 0, {s.task.job or s.task.record: s.state for s in found}

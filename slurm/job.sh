@@ -59,6 +59,7 @@ stage() { # RUN NAME COMMAND...: run a stage as a step of this job, on one rank 
   mkdir -p "$run/stages"
   [ -z "${alone:-}" ] || layout=(--nodes=1 --ntasks=1)
   if [ "$restarts" != 0 ] && done_by_us "$record"; then say "$record is done"; return; fi
+  [ "$restarts" != 0 ] || rm -f "$record" # of an earlier job, which may have had our number on a cluster that was set up anew
   export CAUSAL_META_ASKED=$run/stages/.asked-$job # made by a rank that hears a signal
   rm -f "$CAUSAL_META_ASKED"
   say "$*"

@@ -97,6 +97,7 @@ def test_without_slurm(refused, capsys, tmp_path, monkeypatch):
     assert "there is no sbatch on this machine" in refused("run", "smoke_test", "--executor", "slurm")
     assert "unknown configuration 'smoke_tset'" in refused("run", "smoke_tset", "--executor", "slurm", "--dry-run")
     assert "--wait is for --executor slurm" in refused("run", "smoke_test", "--wait")
+    assert "there is no run 'nothing'" in refused("status", "nothing")
     monkeypatch.setattr("sys.argv", ["causal-meta", "run", "smoke_test", "--executor", "slurm", "--dry-run", "--jobs", "4"])
     with pytest.raises(SystemExit) as left: main()
     shown = capsys.readouterr().out

@@ -74,6 +74,8 @@ def attempt(
         yield trial
         write_atomic(output or run.notebook(name), trial.read_bytes())
     except BaseException as e:
+        claim = trial.with_suffix(".running.ipynb")
+        if claim.exists() and not claim.stat().st_size: claim.unlink()  # nothing was executed
         stopped = isinstance(e, (Preempted, KeyboardInterrupt))
         _record(run, name, {**mine, "state": "stopped" if stopped else "failed", "ended": _now(), "error": str(e) or type(e).__name__})
         raise
